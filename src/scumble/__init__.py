@@ -1,0 +1,1 @@
+"""One toolkit for the whole life of a LoRA adapter."""

@@ -1,0 +1,62 @@
+"""A fresh adapter: A random and B zero, so that training starts from the base itself.
+
+A is uniform in +-1/sqrt(in), which is PEFT's Kaiming rule with a = sqrt(5); for embeddings A is zero and B
+standard normal, as in PEFT. Every module has a generator of its own, seeded by the adapter's seed and the
+module's path: neither the order of modules nor other adapters change what it draws.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+
+from scumble.lora.adapter import Adapter, Factors
+from scumble.lora.dropout import module_key
+from scumble.lora.fit import reached, saved_paths, token_paths
+from scumble.lora.layer import BankLayer
+from scumble.lora.routing import Routing
+from scumble.lora.spec import LoraSpec
+
+
+def fresh_adapter(spec: LoraSpec, modules: Mapping[str, nn.Module], head: nn.Module | None, seed: int) -> Adapter:
+    """An adapter of `spec` for the base whose modules are given, in fp32 on the CPU.
+
+    Args:
+        spec: ranks, targets and variants.
+        modules: the base's modules by path.
+        head: the output layer, which `all-linear` leaves out.
+        seed: decides A.
+
+    Raises:
+        AdapterError: the targets match nothing.
+    """
+    adapter = Adapter(spec, {path: _factors(spec, path, modules[path], seed) for path in reached(spec, modules, head)})
+    for path in saved_paths(spec, modules):
+        for name, parameter in modules[path].named_parameters():
+            adapter.saved[f"{path}.{name}"] = parameter.detach().to("cpu", copy=True)
+    for path, rows in token_paths(spec, modules).items():
+        adapter.tokens[path] = cast(Tensor, modules[path].weight)[list(rows)].detach().to("cpu", copy=True)
+    if spec.bias != "none":
+        for path, module in modules.items():
+            bias = getattr(module, "bias", None)
+            if isinstance(bias, nn.Parameter) and (spec.bias == "all" or path in adapter.factors):
+                adapter.biases[path] = bias.detach().to("cpu", copy=True)
+    return adapter
+
+
+def _factors(spec: LoraSpec, path: str, module: nn.Module, seed: int) -> Factors:
+    layer = BankLayer(module, path, Routing())
+    out, width = layer.shape()
+    rank = spec.rank_of(path)
+    generator = torch.Generator().manual_seed(module_key(seed, path) % 2**63)
+    A, B = torch.zeros(rank, width), torch.zeros(out, rank)
+    if layer.embedding:
+        B.normal_(generator=generator)
+    else:
+        A.uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
+    magnitude = torch.linalg.vector_norm(layer.matrix().detach().float().cpu(), dim=1) if spec.dora else None
+    return Factors(A, B, torch.zeros(out) if spec.lora_bias else None, magnitude, layer.embedding)

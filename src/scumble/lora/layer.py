@@ -1,0 +1,186 @@
+"""`BankLayer`: one module of the base, and beside it the slots of every adapter that reaches it.
+
+    y = W x + b + sum over i of w_i (s_i (B_i A_i x + b_i) + d_i)
+
+with d_i the change of the base's own bias. DoRA (arXiv:2402.09353) rescales the rows of W + s B A to the
+magnitude m; with g = m / |W + s B A| (norm by rows, no gradient through it, as in the paper's section 4.3)
+its update of y is `(g - 1) * (W x) + g * s B A x`, which is again a sum over adapters. An embedding is the
+same with x one-hot: W is (width, tokens). The layer knows one module; which adapter acts on which token is
+the routing's to say.
+"""
+
+from __future__ import annotations
+
+from typing import cast
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+from transformers.pytorch_utils import Conv1D
+
+from scumble.errors import AdapterError
+from scumble.lora.dropout import keep_mask, module_key
+from scumble.lora.kernels import Term, low_rank_update
+from scumble.lora.routing import Routing, Weight
+
+
+class Slot(nn.Module):
+    """What one adapter has at one module; parts that it lacks are None.
+
+    Attributes:
+        A, B: (rank, in) and (out, rank).
+        lora_bias: (out,) b_i.
+        magnitude: (out,) DoRA's m.
+        base_bias: (out,) the trained value of the base's own bias.
+        tokens: (rows, width) replaced rows of an embedding, or of an output layer tied to one.
+        token_rows: (rows,) their numbers.
+        scale: s_i.
+        dropout: share of x dropped before A in training, under `seed`.
+    """
+
+    def __init__(self, scale: float = 1.0, dropout: float = 0.0, seed: int = 0) -> None:
+        super().__init__()
+        self.scale, self.dropout, self.seed = scale, dropout, seed
+        for name in ("A", "B", "lora_bias", "magnitude", "base_bias", "tokens"):
+            self.register_parameter(name, None)
+        self.register_buffer("token_rows", None)
+        self._norm: tuple[tuple[int, ...], Tensor] | None = None
+
+    def fill(self, **tensors: Tensor | None) -> Slot:
+        """Set tensors by name; the slot trains nothing until told to."""
+        for name, tensor in tensors.items():
+            if tensor is not None:
+                setattr(self, name, tensor if name == "token_rows" else nn.Parameter(tensor, requires_grad=False))
+        return self
+
+    def gain(self, weight: Tensor) -> Tensor:
+        """DoRA's g = m / |W + s B A|, (out,); `weight` is W as (out, in)."""
+        norm = None
+        stamp = (self.A._version, self.B._version, weight._version, weight.data_ptr())
+        if self._norm is not None and self._norm[0] == stamp:
+            norm = self._norm[1]
+        if norm is None:
+            with torch.no_grad():
+                # the sum in full rather than by its expansion, in which nearly equal terms would cancel
+                full = torch.addmm(weight.to(self.B.dtype), self.B, self.A, alpha=self.scale)
+                norm = torch.linalg.vector_norm(full, dim=1)
+            self._norm = (stamp, norm)
+        return self.magnitude / norm
+
+
+class BankLayer(nn.Module):
+    """A linear layer, a Conv1D, an embedding, or any module with a bias, with the slots of a bank."""
+
+    def __init__(self, base: nn.Module, path: str, routing: Routing) -> None:
+        super().__init__()
+        self.base, self.path, self.routing = base, path, routing
+        self.slots = nn.ModuleDict()
+        self.embedding = isinstance(base, nn.Embedding)
+
+    @classmethod
+    def from_base(cls, base: nn.Module, path: str, routing: Routing) -> BankLayer:
+        """Wrap a module of the base; `layer.base` gives it back untouched."""
+        layer = cls(base, path, routing)
+        layer.train(base.training)
+        return layer
+
+    @property
+    def weight(self) -> Tensor:
+        """The base's own weight, for code that looks at it from outside."""
+        return cast(Tensor, self.base.weight)
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The base's own bias, likewise."""
+        return cast("Tensor | None", getattr(self.base, "bias", None))
+
+    def __getattr__(self, name: str) -> object:
+        # what code outside asks of the module it knew (`in_features`, `padding_idx`) is the base's to answer
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            return getattr(super().__getattr__("base"), name)
+
+    def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
+        """The base's output and the update of every adapter that acts; shapes are the base's own."""
+        y = cast(Tensor, self.base(x, *args, **kwargs))
+        active = self.routing.active(self.slots)
+        if not active:
+            return y
+        weights = {name: self.routing.weight(name, y.shape[:-1], self.path) for name in active}
+        terms: list[Term] = []
+        extra: Tensor | float = 0.0
+        for name, weight in weights.items():
+            slot = cast(Slot, self.slots[name])
+            weight = weight.to(device=y.device, dtype=y.dtype) if isinstance(weight, Tensor) else weight
+            if slot.A is not None:
+                if slot.dropout and self.training and self.routing.marks is not None:
+                    extra = extra + self._dropped(slot, x, weight)
+                    continue
+                B, magnified = self._magnified(slot, y)
+                terms.append(Term(slot.A, B, slot.scale, weight))
+                extra = extra + weight * magnified
+            extra = extra + weight * self._constant(slot)
+            extra = extra + self._token_rows(slot, x, y, weight)
+        if terms:
+            extra = extra + low_rank_update(x, terms, embedding=self.embedding) * self._embed_scale()
+        return y + extra.to(y.dtype) if isinstance(extra, Tensor) else y
+
+    def matrix(self) -> Tensor:
+        """W as (out, in), whatever way round the base keeps it."""
+        transposed = self.embedding or isinstance(self.base, Conv1D)
+        return self.weight.T if transposed else self.weight
+
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of W."""
+        rows, columns = self.matrix().shape
+        return int(rows), int(columns)
+
+    def _embed_scale(self) -> Tensor | float:
+        """Some embeddings scale what they look up (Gemma 3), and an update of theirs with it."""
+        return cast("Tensor | float", getattr(self.base, "embed_scale", 1.0)) if self.embedding else 1.0
+
+    def _magnified(self, slot: Slot, y: Tensor) -> tuple[Tensor, Tensor | float]:
+        """B with DoRA's gain in its rows, and `(g - 1) * (W x)`; B and 0 where the slot is no DoRA."""
+        if slot.magnitude is None:
+            return slot.B, 0.0
+        gain = slot.gain(self.matrix())
+        plain = y if self.bias is None else y - self.bias
+        return gain[:, None] * slot.B, (gain - 1) * plain
+
+    def _constant(self, slot: Slot) -> Tensor | float:
+        """What a slot adds whatever x is: `s b_i + d_i`, (out,)."""
+        total: Tensor | float = 0.0
+        if slot.lora_bias is not None:
+            total = total + slot.scale * slot.lora_bias
+        if slot.base_bias is not None:
+            total = total + (slot.base_bias - cast(Tensor, self.bias))
+        return total
+
+    def _dropped(self, slot: Slot, x: Tensor, weight: Weight) -> Tensor:
+        """One slot's update with dropout on what A reads (and, for DoRA as in PEFT, on what W reads)."""
+        marks = self.routing.marks
+        if self.embedding or marks is None or x.shape[:2] != marks.examples.shape:
+            raise AdapterError(
+                f"dropout cannot be computed at {self.path}: it does not see the batch as (rows, sequence, features)",
+                "train with dropout 0",
+            )
+        keep = keep_mask(module_key(slot.seed, self.path), marks, x.shape[-1], slot.dropout)
+        dropped = torch.where(keep, x, 0) / (1 - slot.dropout)
+        B, magnified = slot.B, 0.0
+        if slot.magnitude is not None:
+            B, magnified = self._magnified(slot, cast(Tensor, self.base(dropped)))  # type: ignore[assignment]
+        update = low_rank_update(dropped, [Term(slot.A, B, slot.scale, weight)])
+        return update + weight * magnified + weight * self._constant(slot)
+
+    def _token_rows(self, slot: Slot, x: Tensor, y: Tensor, weight: Weight) -> Tensor | float:
+        """The change that replaced rows of an embedding, or of an output layer tied to it, make to y."""
+        if slot.tokens is None:
+            return 0.0
+        rows = cast(Tensor, slot.token_rows)
+        change = slot.tokens - self.weight[rows]  # (rows, width)
+        if self.embedding:
+            hit = (x.unsqueeze(-1) == rows).to(change.dtype)  # (..., rows): one-hot of the row, or zeros
+            return (hit @ change) * self._embed_scale() * weight
+        logits = functional.linear(x.to(change.dtype), change)  # (..., rows)
+        return torch.zeros_like(y, dtype=change.dtype).index_add(-1, rows, logits * weight)
