@@ -1,1 +1,64 @@
-"""One toolkit for the whole life of a LoRA adapter."""
+"""One toolkit for the whole life of a LoRA adapter on a causal language model.
+
+What stands in `__all__` is the public API; what does not may change. Names are resolved when first used, so
+that `import scumble` costs nothing.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from scumble.compare.run import compare
+    from scumble.errors import ScumbleError
+    from scumble.lab.cron import cron_hardness
+    from scumble.lab.demo import demo
+    from scumble.lora.adapter import Adapter
+    from scumble.lora.bank import Bank
+    from scumble.lora.spec import LoraSpec
+    from scumble.models.base import Base, load_base
+    from scumble.models.doctor import diagnose as doctor
+    from scumble.train.run import Run, train
+
+__all__ = [
+    "Adapter",
+    "Bank",
+    "Base",
+    "LoraSpec",
+    "Run",
+    "ScumbleError",
+    "compare",
+    "cron_hardness",
+    "demo",
+    "doctor",
+    "load_base",
+    "train",
+]
+
+_HOMES = {
+    "Adapter": ("scumble.lora.adapter", "Adapter"),
+    "Bank": ("scumble.lora.bank", "Bank"),
+    "Base": ("scumble.models.base", "Base"),
+    "LoraSpec": ("scumble.lora.spec", "LoraSpec"),
+    "Run": ("scumble.train.run", "Run"),
+    "ScumbleError": ("scumble.errors", "ScumbleError"),
+    "compare": ("scumble.compare.run", "compare"),
+    "cron_hardness": ("scumble.lab.cron", "cron_hardness"),
+    "demo": ("scumble.lab.demo", "demo"),
+    "doctor": ("scumble.models.doctor", "diagnose"),
+    "load_base": ("scumble.models.base", "load_base"),
+    "train": ("scumble.train.run", "train"),
+}
+
+
+def __getattr__(name: str) -> Any:
+    import importlib
+
+    if name not in _HOMES:
+        raise AttributeError(f"module 'scumble' has no attribute {name!r}")
+    module, attribute = _HOMES[name]
+    return getattr(importlib.import_module(module), attribute)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

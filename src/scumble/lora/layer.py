@@ -114,7 +114,7 @@ class BankLayer(nn.Module):
             slot = cast(Slot, self.slots[name])
             weight = weight.to(device=y.device, dtype=y.dtype) if isinstance(weight, Tensor) else weight
             if slot.A is not None:
-                if slot.dropout and self.training and self.routing.marks is not None:
+                if slot.dropout and self.routing.marks is not None:
                     extra = extra + self._dropped(slot, x, weight)
                     continue
                 B, magnified = self._magnified(slot, y)

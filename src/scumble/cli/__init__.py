@@ -1,0 +1,1 @@
+"""The command line: one small file for each command, no logic, and nothing heavy imported until it is run."""

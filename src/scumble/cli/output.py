@@ -1,0 +1,72 @@
+"""What the commands print: one JSON document on stdout with `--json`, else a few lines for people."""
+
+from __future__ import annotations
+
+import json
+import sys
+from collections.abc import Callable
+from typing import Any, Protocol
+
+
+class Result(Protocol):
+    """What every function of the package returns."""
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+
+
+def show(result: Result, as_json: bool, people: Callable[[], None]) -> None:
+    """Print a result, for programs or for people."""
+    if as_json:
+        json.dump(result.to_dict(), sys.stdout, indent=2, default=str)
+        sys.stdout.write("\n")
+    else:
+        people()
+
+
+def size(count: int | float) -> str:
+    """A number of bytes as people read it: 1.9 MB."""
+    for unit in ("bytes", "kB", "MB", "GB"):
+        if count < 1000 or unit == "GB":
+            return f"{count:.0f} {unit}" if unit == "bytes" else f"{count:.1f} {unit}"
+        count /= 1000
+    raise AssertionError
+
+
+def comparison(found: Any) -> None:
+    """Print before and after: the examples side by side, then the figures."""
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    console = Console(highlight=False)
+    if found.examples:
+        table = Table(show_lines=True)
+        for title in ("prompt", "expected", "before", "after"):
+            table.add_column(title, overflow="fold")
+        for example in found.examples:
+            before = Text(_short(example.before), "green" if example.right_before else "red")
+            after = Text(_short(example.after) + (" ✓" if example.right_after else " ✗"))
+            after.stylize("green" if example.right_after else "red")
+            table.add_row(Text(example.prompt), Text(example.expected), before, after)
+        console.print(table)
+    metric = found.metric
+    console.print(
+        f"{metric.name} on {metric.n} examples: before {metric.before:.1%}{_interval(metric.before_interval)}, "
+        f"after {metric.after:.1%}{_interval(metric.after_interval)}",
+        markup=False,
+    )
+    console.print(
+        f"loss: {found.loss['before']:.3f} -> {found.loss['after']:.3f}   "
+        f"perplexity: {found.perplexity['before']:.2f} -> {found.perplexity['after']:.2f}"
+    )
+    source = f" ({size(found.source_bytes)} as it came)" if found.source_bytes and found.source_bytes != found.base_bytes else ""
+    console.print(f"adapter {size(found.adapter_bytes)} beside a base of {size(found.base_bytes)}{source}")
+
+
+def _interval(bounds: tuple[float, float]) -> str:
+    return f" [{bounds[0]:.1%}, {bounds[1]:.1%}]"
+
+
+def _short(text: str, limit: int = 160) -> str:
+    return text if len(text) <= limit else text[: limit - 1] + "…"

@@ -1,0 +1,149 @@
+"""A comparison: the base and one adapter on the same unseen examples.
+
+Both are rows of one batch. Shown are the first examples side by side; counted are the loss on the expected
+answers and, over the same examples, the metric of the answers generated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+from scumble.compare.generation import generate
+from scumble.compare.loss import mean_loss
+from scumble.compare.metrics import Metric, metric_named, wilson_interval
+from scumble.config import CompareOptions
+from scumble.data.encoding import encode_all, encode_prompt
+from scumble.data.examples import Example, hash_examples
+from scumble.lora.bank import Bank
+
+Done = Callable[[int], None]
+
+
+@dataclass(frozen=True)
+class Score:
+    """A metric before and after, each with its 95 % interval, over n examples."""
+
+    name: str
+    n: int
+    before: float
+    after: float
+    before_interval: tuple[float, float]
+    after_interval: tuple[float, float]
+
+
+@dataclass(frozen=True)
+class Shown:
+    """One example side by side."""
+
+    prompt: str
+    expected: str
+    before: str
+    after: str
+    right_before: bool
+    right_after: bool
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """What `compare` gives; losses are means over supervised tokens, in nats; sizes are in bytes on disk."""
+
+    metric: Score
+    loss: dict[str, float]
+    perplexity: dict[str, float]
+    examples: list[Shown]
+    adapter_bytes: int
+    base_bytes: int
+    source_bytes: int | None
+    data: dict[str, Any]
+    settings: dict[str, Any]
+    adapter: str = ""
+    answers: list[tuple[str, str]] = field(default_factory=list, repr=False)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        document = asdict(self)
+        del document["answers"]
+        return document
+
+
+def compare_in_bank(
+    bank: Bank,
+    name: str,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    *,
+    metric: str | Metric = "exact_match",
+    options: CompareOptions | None = None,
+    sizes: tuple[int, int, int | None] = (0, 0, None),
+    source: str = "",
+    done: Done = lambda count: None,
+) -> Comparison:
+    """Compare the base with one adapter of a bank.
+
+    Args:
+        bank: holds the adapter.
+        name: of the adapter.
+        tokenizer: of the base.
+        examples: unseen ones; the first `options.limit` are scored.
+        metric: a name, or a function of (answer, expected).
+        options: how many are shown and scored, and how answers are generated.
+        sizes: bytes of the adapter, of the base, and of the file that the base came from.
+        source: what the examples are called.
+        done: called with the number of examples answered since the last call.
+    """
+    options = options or CompareOptions()
+    scored = list(examples[: options.limit])
+    title, function = metric_named(metric)
+    prompts = [encode_prompt(example.prompt, tokenizer) for example in scored]
+    answers = generate(
+        bank,
+        tokenizer,
+        prompts,
+        [{}, {name: 1.0}],
+        max_new_tokens=options.max_new_tokens,
+        temperature=options.temperature,
+        seed=options.seed,
+        batch=options.batch,
+        done=done,
+    )
+    pairs = [(before, after) for before, after in answers]
+    marks = [
+        (function(before, e.expected), function(after, e.expected))
+        for e, (before, after) in zip(scored, pairs, strict=True)
+    ]
+    losses = _losses(bank, name, tokenizer, scored, options.batch)
+    return Comparison(
+        metric=_score(title, marks),
+        loss=losses,
+        perplexity={when: math.exp(min(loss, 700.0)) for when, loss in losses.items()},
+        examples=[
+            Shown(e.question, e.expected, before, after, bool(m[0] >= 1), bool(m[1] >= 1))
+            for e, (before, after), m in list(zip(scored, pairs, marks, strict=True))[: options.n]
+        ],
+        adapter_bytes=sizes[0],
+        base_bytes=sizes[1],
+        source_bytes=sizes[2],
+        data={"source": source, "hash": hash_examples(scored)},
+        settings={"temperature": options.temperature, "max_new_tokens": options.max_new_tokens, "seed": options.seed},
+        answers=pairs,
+    )
+
+
+def _losses(bank: Bank, name: str, tokenizer: Any, examples: Sequence[Example], batch: int) -> dict[str, float]:
+    # no length limit: nothing is trained, and what is scored should be all that was asked for
+    encoded = encode_all(examples, tokenizer, max_length=2**31).examples
+    device = bank.model.device
+    found = {}
+    for when, mixture in (("before", {}), ("after", {name: 1.0})):
+        with bank.using(mixture):
+            found[when] = mean_loss(bank.model, encoded, batch, device)  # type: ignore[arg-type]
+    return found
+
+
+def _score(name: str, marks: Sequence[tuple[float, float]]) -> Score:
+    n = len(marks)
+    before, after = (sum(mark[i] for mark in marks) / n for i in (0, 1))
+    return Score(name, n, before, after, wilson_interval(before, n), wilson_interval(after, n))

@@ -1,0 +1,171 @@
+"""From a conversation to tokens, and which of them carry a loss.
+
+The loss covers what the model itself would have to write: the content of every assistant's turn and the
+token that ends it. The spans are found by rendering prefixes, with no trust in `{% generation %}` marks: the
+text up to a turn with the generation prompt, and the text with the turn, which must be an extension of it,
+as the whole must be of both. The text is tokenized once, with no further special tokens, so that there are
+never two begin tokens. Knows a tokenizer and nothing of models.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from scumble.data.examples import Example
+from scumble.errors import DataError
+
+
+@dataclass(frozen=True)
+class Encoded:
+    """One conversation as the model sees it.
+
+    Attributes:
+        ids: token ids, (length,).
+        supervised: whether each token carries a loss, (length,).
+        number: the example's number in its data set, which its dropout masks depend on.
+        where: the source and the line, for messages.
+    """
+
+    ids: tuple[int, ...]
+    supervised: tuple[bool, ...]
+    number: int
+    where: str
+
+    @property
+    def targets(self) -> int:
+        """How many tokens carry a loss."""
+        return sum(self.supervised)
+
+
+@dataclass(frozen=True)
+class EncodedSet:
+    """Encoded examples, and those that were too long, which are left out whole and never cut.
+
+    Attributes:
+        examples: what is trained on.
+        too_long: (where, length) of what is not.
+    """
+
+    examples: list[Encoded]
+    too_long: list[tuple[str, int]]
+
+    @property
+    def tokens(self) -> int:
+        """All tokens."""
+        return sum(len(example.ids) for example in self.examples)
+
+    @property
+    def targets(self) -> int:
+        """Tokens with a loss."""
+        return sum(example.targets for example in self.examples)
+
+
+def encode_all(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedSet:
+    """Encode every example; those longer than `max_length` tokens are left out and named.
+
+    Raises:
+        DataError: one cannot be encoded, or nothing remains.
+    """
+    encoded = [encode(example, tokenizer, number) for number, example in enumerate(examples)]
+    kept = [example for example in encoded if len(example.ids) <= max_length]
+    long = [(example.where, len(example.ids)) for example in encoded if len(example.ids) > max_length]
+    if not kept:
+        shortest = min(length for _, length in long)
+        raise DataError(
+            f"every example is longer than {max_length} tokens; the shortest has {shortest}",
+            f"raise --max-length to {max(length for _, length in long)} to keep all",
+        )
+    return EncodedSet(kept, long)
+
+
+def encode(example: Example, tokenizer: Any, number: int = 0) -> Encoded:
+    """Encode one conversation.
+
+    Args:
+        example: the conversation.
+        tokenizer: a fast tokenizer of transformers with a chat template.
+        number: of the example in its data set.
+
+    Raises:
+        DataError: the template cannot render it, rewrites earlier turns, or ends turns without an end token.
+    """
+    text, spans = render_spans(example, tokenizer)
+    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
+    ids: list[int] = list(coded["input_ids"])
+    supervised = [False] * len(ids)
+    for start, end in spans:
+        inside = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a >= start and b <= end and b > a]
+        ending = _last_special(ids, inside, tokenizer)
+        if ending is None:
+            raise DataError(
+                f"{example.where}: the chat template ends the assistant's turn without an end token",
+                "the model would never learn to stop; use a tokenizer whose template has one",
+            )
+        # what the template writes after the end token (a line break) is not the model's to write
+        for i in inside:
+            supervised[i] = i <= ending
+    if not any(supervised):
+        raise DataError(f"{example.where}: no token carries a loss", "the assistant's turns are empty")
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise DataError(f"{example.where}: two begin tokens", "remove the begin token from the text")
+    return Encoded(tuple(ids), tuple(supervised), number, example.where)
+
+
+def encode_prompt(messages: Sequence[dict[str, Any]], tokenizer: Any) -> list[int]:
+    """The tokens after which the model answers: the turns so far and the generation prompt."""
+    text = _render(messages, tokenizer, "the prompt", generation=True)
+    return list(tokenizer(text, add_special_tokens=False)["input_ids"])
+
+
+def render_spans(example: Example, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+    """The rendered conversation, and the character spans (start, end) of the assistant's turns.
+
+    A span begins after the generation prompt and ends where the turn's rendering ends.
+
+    Raises:
+        DataError: the rendering of the turns so far is no prefix of the rendering of more turns.
+    """
+    messages = example.messages
+    whole = _render(messages, tokenizer, example.where)
+    spans = []
+    for i, message in enumerate(messages):
+        if message["role"] == "assistant":
+            before = _render(messages[:i], tokenizer, example.where, generation=True)
+            after = whole if i + 1 == len(messages) else _render(messages[: i + 1], tokenizer, example.where)
+            if not after.startswith(before) or not whole.startswith(after):
+                raise DataError(
+                    f"{example.where}: the chat template rewrites earlier turns, so that what the model would have "
+                    f"written in message {i + 1} cannot be told",
+                    "split the conversation so that each example has one answer",
+                )
+            spans.append((len(before), len(after)))
+    return whole, spans
+
+
+def _render(
+    messages: Iterable[dict[str, Any]], tokenizer: Any, where: str, *, generation: bool = False
+) -> str:
+    import jinja2
+
+    if not getattr(tokenizer, "chat_template", None):
+        raise DataError(
+            "the base's tokenizer has no chat template", "use an instruct model, or one with a template"
+        )
+    try:
+        text: str = tokenizer.apply_chat_template(
+            list(messages), tokenize=False, add_generation_prompt=generation
+        )
+    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+        raise DataError(
+            f"{where}: the chat template refuses it: {error}", "check the order of the roles"
+        ) from error
+    return text
+
+
+def _last_special(ids: Sequence[int], inside: Sequence[int], tokenizer: Any) -> int | None:
+    """The last of the tokens `inside` a turn that is a special one: the end of the turn."""
+    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
+    return next((i for i in reversed(inside) if ids[i] in special), None)

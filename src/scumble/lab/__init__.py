@@ -1,0 +1,1 @@
+"""Whole experiments on top of everything else: the demo, and how hard a data set is."""

@@ -1,0 +1,112 @@
+"""A conversation with a base and its adapters, swapped in mid-sentence without loading anything again.
+
+    /use NAME, /use a*0.7+b*0.3, /use base    who answers from now on
+    /compare                                  the last question again, answered by the base and by who is in use
+    /reset, /help, /quit
+
+Knows a bank and a tokenizer; reads no keyboard and prints nothing, so that a terminal, a test and a page can
+each drive it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from scumble.compare.generation import generate, stream
+from scumble.data.encoding import encode_prompt
+from scumble.errors import ConfigError
+from scumble.lora.bank import Bank
+from scumble.lora.mixture import format_mixture, parse_mixture
+
+HELP = "/use NAME or a*0.7+b*0.3 or base · /compare · /reset · /quit"
+
+
+@dataclass
+class Chat:
+    """One conversation.
+
+    Attributes:
+        bank: the base and its adapters.
+        tokenizer: of the base.
+        system: the system message, or empty.
+        max_new_tokens: of an answer, at most.
+        temperature: 0 is greedy.
+        mixture: who answers, as a blend.
+        turns: what was said so far.
+        over: the user asked to leave.
+    """
+
+    bank: Bank
+    tokenizer: Any
+    system: str = ""
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    mixture: str = "base"
+    turns: list[dict[str, str]] = field(default_factory=list)
+    over: bool = False
+
+    def say(self, line: str) -> Iterator[str]:
+        """Take one line, a message or a command, and give the answer piece by piece.
+
+        Raises:
+            ScumbleError: the command or the adapter it names is not known; the conversation goes on.
+        """
+        text = line.strip()
+        if not text:
+            return
+        if text.startswith("/"):
+            yield self._command(text)
+            return
+        self.turns.append({"role": "user", "content": text})
+        prompt = encode_prompt(self._messages(), self.tokenizer)
+        pieces = []
+        with self.bank.using(self.mixture):
+            for piece in stream(
+                self.bank, self.tokenizer, prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature
+            ):
+                pieces.append(piece)
+                yield piece
+        self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
+
+    def use(self, mixture: str) -> str:
+        """Let another adapter, a blend, or the base answer from now on; says who it is."""
+        weights = parse_mixture(mixture)
+        with self.bank.using(weights):
+            pass  # names that the bank lacks are refused here, before anything changes
+        self.mixture = format_mixture(weights)
+        return f"now answering: {self.mixture}"
+
+    def _messages(self) -> list[dict[str, str]]:
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        return head + self.turns
+
+    def _command(self, text: str) -> str:
+        name, _, rest = text.partition(" ")
+        if name == "/use":
+            return self.use(rest.strip())
+        if name == "/compare":
+            return self._compare()
+        if name == "/reset":
+            self.turns.clear()
+            return "the conversation starts anew"
+        if name in ("/quit", "/exit"):
+            self.over = True
+            return ""
+        if name == "/help":
+            return f"{HELP}\nadapters: {', '.join(self.bank.names) or 'none'}; now answering: {self.mixture}"
+        raise ConfigError(f"the command {name} is not known", HELP)
+
+    def _compare(self) -> str:
+        """The last question answered by the base and by who is in use, in one batch."""
+        asked = [i for i, turn in enumerate(self.turns) if turn["role"] == "user"]
+        if not asked:
+            raise ConfigError("there is no question yet to compare answers to", "ask something first")
+        head = [{"role": "system", "content": self.system}] if self.system else []
+        prompt = encode_prompt(head + self.turns[: asked[-1] + 1], self.tokenizer)
+        [[before, after]] = generate(
+            self.bank, self.tokenizer, [prompt], ["base", self.mixture],
+            max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+        )  # fmt: skip
+        return f"base: {before}\n{self.mixture}: {after}"

@@ -1,0 +1,78 @@
+"""Opening a chat: the base of the adapters that were named, with all of them in one bank."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+from scumble.errors import AdapterError, ConfigError
+from scumble.lora.adapter import Adapter
+from scumble.lora.bank import Bank
+from scumble.models.base import load_base
+from scumble.models.threads import threads_for
+from scumble.serve.chat import Chat
+
+
+def pairs(texts: Sequence[str]) -> dict[str, Path]:
+    """Read `NAME=PATH` arguments. Raises `ConfigError` where one is something else or a name comes twice."""
+    found: dict[str, Path] = {}
+    for text in texts:
+        name, equals, path = text.partition("=")
+        if not (equals and name and path):
+            raise ConfigError(f"--adapter {text!r} is not NAME=PATH", "write for example --adapter legal=runs/legal")
+        if name in found:
+            raise ConfigError(f"--adapter names {name!r} twice", "give each adapter a name of its own")
+        found[name] = Path(path)
+    return found
+
+
+def open_chat(
+    run: Path | None,
+    adapters: Mapping[str, Path],
+    *,
+    base: str | None = None,
+    system: str = "",
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    dtype: str | None = None,
+    device: str | None = None,
+) -> Chat:
+    """Load a base and its adapters, and start a conversation.
+
+    Args:
+        run: a run or an adapter, named after its folder and answering at first.
+        adapters: further adapters by name.
+        base: another base than the adapters name.
+        system, max_new_tokens, temperature: as in `Chat`.
+        dtype, device: of the base.
+
+    Raises:
+        ScumbleError: an adapter cannot be loaded, or two of them belong to different bases.
+    """
+    import torch
+
+    named = dict(adapters)
+    if run is not None:
+        own = _name_of(run)
+        if own in named:
+            raise ConfigError(f"--adapter names {own!r}, as the run is called", "give it another name")
+        named = {own: run, **named}
+    loaded = {name: Adapter.load(path) for name, path in named.items()}
+    wanted = {adapter.spec.base_name for adapter in loaded.values() if adapter.spec.base_name}
+    if base is None and len(wanted) > 1:
+        raise AdapterError(f"the adapters belong to different bases: {', '.join(sorted(wanted))}", "name one with --base")
+    under = load_base(base or next(iter(wanted), None), dtype=dtype, device=device)
+    bank = Bank(under)
+    for name, adapter in loaded.items():
+        bank.add(name, adapter)
+    # one row at a time: the count measured for decoding holds for the rest of the process
+    torch.set_num_threads(threads_for(under.model).decode)
+    first = next(iter(named)) if run is not None else "base"
+    return Chat(bank, under.tokenizer, system, max_new_tokens, temperature, mixture=first)
+
+
+def _name_of(run: Path) -> str:
+    """A name for the adapter of a folder: the folder's own, made fit."""
+    last = run.resolve().name if run.resolve().name != "adapter" else run.resolve().parent.name
+    fit = "".join(c if c.isascii() and (c.isalnum() or c in "_.-") else "-" for c in last).lstrip("_.-")
+    return fit if fit and fit != "base" else "adapter"

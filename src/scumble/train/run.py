@@ -1,0 +1,319 @@
+"""`train`: from a data set and options to a run folder.
+
+Everything that can be wrong with the input is found before the folder is made: options, data, base, targets.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scumble.compare.comparison import Comparison, compare_in_bank
+from scumble.config import CompareOptions, TrainOptions, make, read_yaml
+from scumble.data.encoding import EncodedSet, encode_all
+from scumble.data.examples import Example, hash_examples, read_examples, split_by_hash
+from scumble.data.shipped import SHIPPED
+from scumble.errors import DataError, TrainingError
+from scumble.files import refuse_existing, write_text
+from scumble.lora.bank import Bank
+from scumble.lora.spec import LoraSpec
+from scumble.models.base import Base, load_base
+from scumble.models.threads import ThreadChoice, threads_for, with_threads
+from scumble.train.loop import Outcome, Trainer
+from scumble.train.progress import Reporter
+from scumble.train.record import RunRecord
+from scumble.train.report import render_report
+from scumble.train.settings import Settings, settle
+
+SLOT = "trained"
+EVAL_SHARE = 0.1
+
+
+@dataclass(frozen=True)
+class Run:
+    """A finished run.
+
+    Attributes:
+        out: its folder.
+        adapter: the folder of the best checkpoint, in the PEFT format.
+        report: `report.html`.
+        steps: optimizer steps made.
+        tokens: of all examples seen, padding not counted.
+        seconds: of training alone.
+        loss: `first` and `last` training loss, and `best_eval`.
+        peak_bytes: highest memory while training.
+    """
+
+    out: Path
+    adapter: Path
+    report: Path
+    steps: int
+    tokens: int
+    seconds: float
+    loss: dict[str, float | None]
+    peak_bytes: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Tokens seen for each second of training."""
+        return self.tokens / self.seconds if self.seconds else 0.0
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {
+            "out": str(self.out),
+            "adapter": str(self.adapter),
+            "report": str(self.report),
+            **{name: getattr(self, name) for name in ("steps", "tokens", "seconds", "tokens_per_second", "loss", "peak_bytes")},
+        }
+
+
+@dataclass(frozen=True)
+class Material:
+    """What a run learns from and is judged by."""
+
+    train: list[Example]
+    validation: list[Example]
+    source: str
+    validation_source: str
+
+
+def train(
+    data: Any,
+    *,
+    out: str | Path | None = None,
+    base: Base | str | None = None,
+    lora: LoraSpec | Any | None = None,
+    config: str | Path | None = None,
+    force: bool = False,
+    quiet: bool = False,
+    examples_in_report: int = 5,
+    **options: Any,
+) -> Run:
+    """Train one adapter.
+
+    Args:
+        data: a path, a shipped set's name, a list of examples, or a `datasets.Dataset`.
+        out: folder of the run; a new numbered one under `runs/` where not told.
+        base: a `Base`, or what `load_base` takes; by default the embedded one.
+        lora: a `LoraSpec` or a `peft.LoraConfig`, instead of rank, alpha, targets and so on.
+        config: a YAML file with options; those given here win over it.
+        force: replace `out` where it exists.
+        quiet: say nothing on stderr.
+        examples_in_report: validation examples answered before and after for the report.
+        **options: the fields of `TrainOptions`.
+
+    Returns:
+        The run; `run.adapter` is the checkpoint with the lowest validation loss.
+
+    Raises:
+        ScumbleError: with one line on what is wrong, where, and what to do.
+    """
+    settled = make(TrainOptions, **{**(read_yaml(config) if config else {}), **_given(options)})
+    reporter = Reporter(quiet=quiet)
+    folder = refuse_existing(out, force=force) if out is not None else _numbered(data)
+    material = _material(data, settled)
+    base = base if isinstance(base, Base) else load_base(base or settled.base, dtype=settled.dtype, device=settled.device)
+    encoded = _encode(material.train, base, settled, reporter)
+    validation = _encode(material.validation, base, settled, reporter) if material.validation else EncodedSet([], [])
+    threads = threads_for(base.model)
+    bank = Bank(base)
+    try:
+        bank.trainable(SLOT, _spec(settled, lora), seed=settled.seed)
+        settings = settle(settled, len(encoded.examples), base.model.config)
+        facts = _facts(settled, settings, base, bank, material, encoded, threads)
+        _announce(reporter, facts)
+        record = RunRecord(folder, bank, SLOT, facts, force=force)
+        with with_threads(threads.train):
+            outcome = Trainer(bank, SLOT, encoded.examples, validation.examples, settings, record, reporter).run()
+            adapter = _finish(record, outcome)
+            comparison = _before_and_after(bank, base, material, adapter, examples_in_report, reporter)
+    finally:
+        bank.close()
+    report = write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
+    return Run(folder, adapter, report, outcome.steps, outcome.tokens, outcome.seconds, _losses(outcome), outcome.peak_bytes)
+
+
+def write_report(folder: Path, comparison: Mapping[str, Any] | None) -> Path:
+    """Write `report.html` of a finished run from its files, with a comparison where there is one."""
+    import json
+
+    run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+    rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
+    return write_text(folder / "report.html", render_report(run, rows, comparison))
+
+
+def bytes_of(folder: Path) -> int:
+    """The size of an adapter's weights on disk."""
+    return (folder / "adapter_model.safetensors").stat().st_size
+
+
+def _given(options: Mapping[str, Any]) -> dict[str, Any]:
+    return {name: value for name, value in options.items() if value is not None}
+
+
+def _numbered(data: Any) -> Path:
+    """The first free `runs/NAME-001`, named after the data."""
+    stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(data).stem) if isinstance(data, str | Path) else "run"
+    number = 1
+    while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
+        number += 1
+    return folder
+
+
+def _material(data: Any, options: TrainOptions) -> Material:
+    source = str(data) if isinstance(data, str | Path) else type(data).__name__
+    train = read_examples(data)
+    share = options.eval
+    if isinstance(share, str):
+        return Material(train, read_examples(share, "validation"), source, share)
+    if share is None and source in SHIPPED:
+        return Material(train, read_examples(source, "validation"), source, f"{source} validation")
+    share = EVAL_SHARE if share is None else share
+    if share == 0:
+        return Material(train, [], source, "")
+    kept, held = split_by_hash(train, share)
+    if not held:
+        raise DataError(
+            f"{source} has no two different examples, so none can be held back for validation",
+            "give --eval FILE, or --eval 0 to train without",
+        )
+    return Material(kept, held, source, f"{share:.0%} of {source}, by content")
+
+
+def _encode(examples: list[Example], base: Base, options: TrainOptions, reporter: Reporter) -> EncodedSet:
+    if base.tokenizer is None:
+        raise DataError(f"the base {base.name} has no tokenizer", "training needs one; add it to the base's folder")
+    encoded = encode_all(examples, base.tokenizer, options.max_length)
+    if encoded.too_long:
+        where, length = max(encoded.too_long, key=lambda item: item[1])
+        reporter.warn(
+            f"{len(encoded.too_long)} of {len(examples)} examples are longer than {options.max_length} tokens and "
+            f"are left out whole, not cut: {encoded.too_long[0][0]} and others; --max-length {length} keeps all ({where})"
+        )
+    return encoded
+
+
+def _spec(options: TrainOptions, lora: Any) -> LoraSpec:
+    if lora is not None:
+        return lora if isinstance(lora, LoraSpec) else LoraSpec.from_peft(lora)
+    targets = options.targets if isinstance(options.targets, str) else tuple(options.targets)
+    return LoraSpec(options.rank, options.alpha, targets, options.dropout, options.rslora, options.dora)
+
+
+def _facts(
+    options: TrainOptions, settings: Settings, base: Base, bank: Bank, material: Material, encoded: EncodedSet, threads: ThreadChoice
+) -> dict[str, Any]:
+    """What decides the result, as `run.json` holds it."""
+    adapter = bank.adapter(SLOT)
+    total = sum(parameter.numel() for parameter in base.model.parameters()) - adapter.parameters
+    spec = adapter.spec
+    return {
+        "options": options.model_dump(),
+        "choices": [choice._asdict() for choice in settings.choices],
+        "base": {
+            "name": base.name,
+            "hash": base.hash,
+            "dtype": str(base.dtype).removeprefix("torch."),
+            "device": str(base.device),
+            "parameters": total,
+            "bytes": base.bytes_on_disk,
+        },
+        "data": {
+            "source": material.source,
+            "hash": hash_examples(material.train),
+            "examples": len(encoded.examples),
+            "tokens": encoded.tokens,
+            "targets": encoded.targets,
+            "too_long": encoded.too_long,
+        },
+        "validation": {
+            "source": material.validation_source,
+            "hash": hash_examples(material.validation),
+            "examples": len(material.validation),
+        }
+        if material.validation
+        else None,
+        "adapter": {
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "targets": spec.targets if isinstance(spec.targets, str) else list(spec.targets),
+            "modules": len(adapter.factors),
+            "parameters": adapter.parameters,
+            "bytes": 4 * adapter.parameters,
+            "percent": 100 * adapter.parameters / (total + adapter.parameters),
+        },
+        "training": settings.to_dict() | {"threads": {"train": threads.train, "decode": threads.decode}},
+    }
+
+
+def _announce(reporter: Reporter, facts: Mapping[str, Any]) -> None:
+    adapter, data, base = facts["adapter"], facts["data"], facts["base"]
+    reporter.note(
+        f"base {base['name']} ({base['parameters']:,} parameters, {base['dtype']} on {base['device']}); "
+        f"adapter of rank {adapter['rank']} on {adapter['modules']} modules: "
+        f"{adapter['parameters']:,} trainable, {adapter['percent']:.4f} %"
+    )
+    reporter.note(
+        f"data {data['source']}: {data['examples']} examples, {data['tokens']:,} tokens, {data['targets']:,} of them with a loss"
+    )
+    for choice in facts["choices"]:
+        reporter.note(f"{choice['option']} = {choice['value']}: {choice['reason']}")
+
+
+def _losses(outcome: Outcome) -> dict[str, float | None]:
+    trained = [loss for step, loss in outcome.evals if step]
+    return {
+        "first": outcome.losses[0] if outcome.losses else None,
+        "last": outcome.losses[-1] if outcome.losses else None,
+        "best_eval": min(trained) if trained else None,
+    }
+
+
+def _finish(record: RunRecord, outcome: Outcome) -> Path:
+    """Write the result; where the run was stopped, say so with what is left of it."""
+    result = {
+        "steps": outcome.steps,
+        "tokens": outcome.tokens,
+        "seconds": outcome.seconds,
+        "tokens_per_second": outcome.tokens / outcome.seconds if outcome.seconds else 0.0,
+        "loss": _losses(outcome),
+        "peak_bytes": outcome.peak_bytes,
+        "stopped": outcome.stopped,
+    }
+    adapter = record.finish(result)
+    if outcome.stopped or adapter is None:
+        write_report(record.folder, None)
+        kept = f"the checkpoint of step {record.best[0]} is kept as {adapter}" if record.best else "there was no checkpoint yet"
+        raise TrainingError(f"{outcome.stopped or 'nothing was trained'}; {kept}", _advice(outcome.stopped))
+    return adapter
+
+
+def _advice(stopped: str | None) -> str:
+    if stopped and "Ctrl-C" in stopped:
+        return "train again with --force to start over"
+    return "lower --learning-rate, or use --dtype fp32"
+
+
+def _before_and_after(
+    bank: Bank, base: Base, material: Material, adapter: Path, n: int, reporter: Reporter
+) -> Comparison | None:
+    """The first validation examples answered with and without the adapter, for the report."""
+    examples = material.validation[:n]
+    if not examples:
+        return None
+    bank.swap(SLOT, adapter)  # the best checkpoint, which may not be the last
+    longest = max(len(base.tokenizer(example.expected)["input_ids"]) for example in examples)
+    reporter.note(f"answering {len(examples)} validation examples before and after")
+    return compare_in_bank(
+        bank,
+        SLOT,
+        base.tokenizer,
+        examples,
+        options=CompareOptions(n=n, max_new_tokens=min(256, 2 * longest + 8)),
+        sizes=(bytes_of(adapter), base.bytes_on_disk, base.source_bytes),
+        source=material.validation_source,
+    )
