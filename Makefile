@@ -1,5 +1,5 @@
 # The two commands are `make demo` and `make test`; each sets up what it needs.
-PYTHON ?= python3.11
+PYTHON ?= $(shell command -v python3.11 || command -v python3)
 VENV   := .venv
 BIN    := $(VENV)/bin
 STAMP  := $(VENV)/.setup
@@ -33,6 +33,8 @@ lint: setup
 	$(BIN)/lint-imports
 
 bench: setup
+	$(BIN)/python bench/kernels.py
+	$(BIN)/python bench/against_peft.py
 	$(BIN)/scumble lab cron
 
 soak: setup

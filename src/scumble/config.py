@@ -7,23 +7,40 @@ down the reason (`Choice`). Knows names, types and ranges, and nothing of what t
 from __future__ import annotations
 
 import difflib
-from collections.abc import Mapping
+import reprlib
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar
 
 import pydantic
 import yaml
-from pydantic import BaseModel, ConfigDict, Field, field_validator
+from pydantic import BaseModel, ConfigDict, Field, ValidationInfo, field_validator
 
 from scumble.errors import ConfigError, MissingFileError, NotSupportedError
 
 # What people ask for that Scumble does not do, and what does it.
-ELSEWHERE = {
-    **dict.fromkeys(("dpo", "ipo", "kto", "orpo", "simpo", "cpo"), "preference tuning is not done here; use TRL's trainers for it"),
-    **dict.fromkeys(("ppo", "grpo", "rloo", "reinforce"), "reinforcement learning is not done here; use TRL or verl"),
-    **dict.fromkeys(("vlm", "vision", "image"), "images are not trained on here; use TRL's SFTTrainer with a vision model"),
-    **dict.fromkeys(("full", "qlora"), "this method comes with a later version; train with --method lora"),
+ELSEWHERE: dict[str, tuple[str, str]] = {
+    **dict.fromkeys(
+        ("dpo", "ipo", "kto", "orpo", "simpo", "cpo"),
+        ("preference tuning is not done here", "use TRL's trainers, such as DPOTrainer"),
+    ),
+    **dict.fromkeys(
+        ("ppo", "grpo", "rloo", "reinforce", "rl", "rlhf"),
+        ("reinforcement learning is not done here", "use TRL's GRPOTrainer, or verl"),
+    ),
+    **dict.fromkeys(
+        ("vlm", "vision", "image", "images"),
+        ("images are not trained on here", "use TRL's SFTTrainer with a vision model"),
+    ),
+    **dict.fromkeys(
+        ("full", "qlora"), ("this method comes with a later version", "train with --method lora")
+    ),
+    "dora": ("DoRA is a kind of lora", "train with --method lora --dora"),
+    "rslora": ("rsLoRA is a kind of lora", "train with --method lora --rslora"),
 }
+# What the command line has and no file can say, since it differs from run to run.
+_COMMAND_LINE = ("data", "out", "config", "force", "json")
+_SEEDS = 2**32 - 1
 
 
 class Choice(NamedTuple):
@@ -39,14 +56,26 @@ class Options(BaseModel):
 
     model_config = ConfigDict(extra="forbid", arbitrary_types_allowed=True, validate_assignment=True)
 
+    @field_validator("*", mode="before")
+    @classmethod
+    def _no_truth_for_a_number(cls, value: Any, info: ValidationInfo) -> Any:
+        # pydantic takes `rank: yes` of a YAML file for a rank of 1
+        if isinstance(value, bool) and cls.model_fields[str(info.field_name)].annotation is not bool:
+            raise ValueError("must not be true or false")
+        return value
+
 
 class LoraOptions(Options):
     """The shape of the adapter."""
 
     rank: int = Field(8, ge=1, description="Rank of the update")
-    alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="Scale of the update: alpha / rank")
-    targets: str | list[str] = Field("minimal", description="minimal, standard, comprehensive, all-linear, names, or a pattern")
-    dropout: float = Field(0.0, ge=0, lt=1, description="Share of the input that each update does not see in training")
+    alpha: float = Field(16.0, gt=0, allow_inf_nan=False, description="The update is scaled by alpha / rank")
+    targets: str | list[str] = Field(
+        "minimal", description="minimal, standard, comprehensive, all-linear, names, or a pattern"
+    )
+    dropout: float = Field(
+        0.0, ge=0, lt=1, description="Share of the input that each update does not see in training"
+    )
     rslora: bool = Field(False, description="Scale by alpha / sqrt(rank)")
     dora: bool = Field(False, description="Train direction and magnitude (DoRA)")
 
@@ -56,37 +85,44 @@ class TrainOptions(LoraOptions):
 
     base: str | None = Field(None, description="Alias, folder, hub name or GGUF file")
     method: Literal["lora"] = Field("lora", description="What is trained")
-    epochs: float = Field(3.0, gt=0, description="Passes over the training data")
+    epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training data")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps")
     batch: int | None = Field(None, ge=1, description="Examples in a micro-step")
     accumulate: int | None = Field(None, ge=1, description="Micro-steps in an optimizer step")
     learning_rate: float | None = Field(None, gt=0, allow_inf_nan=False, description="Highest learning rate")
-    schedule: Literal["linear", "cosine", "constant"] = Field("linear", description="How the rate falls after the warm-up")
+    schedule: Literal["linear", "cosine", "constant"] = Field(
+        "linear", description="How the rate falls after the warm-up"
+    )
     warmup: int | None = Field(None, ge=0, description="Steps of warm-up, at most a tenth of the run")
-    weight_decay: float = Field(0.0, ge=0, description="Decay of A and B, as in AdamW")
-    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient")
+    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Decay of A and B, as in AdamW")
+    clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; inf for none")
     max_length: int = Field(2048, ge=2, description="Tokens of the longest example")
     eval: str | float | None = Field(None, description="A file, a share such as 0.1, or 0 for none")
-    seed: int = Field(0, ge=0, description="Decides A, the order of the data, and dropout")
-    dtype: Literal["fp32", "bf16", "fp16", "auto"] | None = Field(None, description="Type of the base's weights")
+    seed: int = Field(0, ge=0, le=_SEEDS, description="Decides A, the order of the data, and dropout")
+    dtype: Literal["fp32", "bf16", "fp16", "auto"] | None = Field(
+        None, description="Type of the base's weights"
+    )
     device: str | None = Field(None, description="cpu, cuda or mps")
 
     @field_validator("method", mode="before")
     @classmethod
     def _known_method(cls, value: Any) -> Any:
         if isinstance(value, str) and value.lower() in ELSEWHERE:
-            raise NotSupportedError(f"--method {value}: {ELSEWHERE[value.lower()]}")
+            what, instead = ELSEWHERE[value.lower()]
+            raise NotSupportedError(f"--method {value}: {what}", instead)
         return value
 
     @field_validator("eval", mode="before")
     @classmethod
     def _share_or_file(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("must not be empty")
         try:
             share = float(value)
         except (TypeError, ValueError):
             return value
         if not 0 <= share < 1:
-            raise ValueError("a share is from 0 up to, but not including, 1")
+            raise ValueError("must, as a share, be 0 or more and below 1")
         return share
 
 
@@ -97,8 +133,15 @@ class CompareOptions(Options):
     limit: int | None = Field(None, ge=1, description="Score the first so many examples")
     max_new_tokens: int = Field(256, ge=1, description="Tokens generated at most")
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0 is greedy")
-    seed: int = Field(0, ge=0, description="Of sampling, where the temperature is above 0")
+    seed: int = Field(0, ge=0, le=_SEEDS, description="Of sampling, where the temperature is above 0")
     batch: int = Field(16, ge=1, description="Examples generated for at once")
+
+
+class ChatOptions(Options):
+    """How a conversation is answered."""
+
+    max_new_tokens: int = Field(256, ge=1, description="Tokens of an answer at most")
+    temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0 is greedy")
 
 
 Group = TypeVar("Group", bound=Options)
@@ -109,46 +152,130 @@ def make(group: type[Group], **values: Any) -> Group:
 
     Raises:
         ConfigError: an option is not known (the nearest is named) or has a value that it cannot have.
+        NotSupportedError: it asks for what Scumble does not do.
     """
     try:
         return group(**{name: value for name, value in values.items() if value is not None})
     except pydantic.ValidationError as error:
-        raise _config_error(group, error) from error
+        raise _config_error(group, error, _flag) from error
 
 
-def read_yaml(path: str | Path) -> dict[str, Any]:
-    """Read options from a YAML file, keys as on the command line, with `-` or `_`.
+def read_yaml(path: str | Path, group: type[Options] = TrainOptions) -> dict[str, Any]:
+    """Read the options of a group from a YAML file, keys as on the command line, with `-` or `_`.
 
     Raises:
         MissingFileError: it does not exist.
-        ConfigError: it is not YAML, or no mapping.
+        ConfigError: it is not YAML or no mapping, or an option is given twice, is not known, or has a value
+            that it cannot have; with the line.
     """
     path = Path(path).expanduser()
-    if not path.is_file():
+    if path.is_dir():
+        raise ConfigError(f"the configuration {path} is a folder", "name a YAML file")
+    if not path.exists():
         raise MissingFileError(f"the configuration {path} does not exist", "name a YAML file")
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        text = path.read_text(encoding="utf-8-sig")
+        node, values = yaml.compose(text, Loader=yaml.SafeLoader), yaml.safe_load(text)
+    except (yaml.YAMLError, UnicodeDecodeError, RecursionError, ValueError) as error:
         mark = getattr(error, "problem_mark", None)
         line = f", line {mark.line + 1}" if mark else ""
-        raise ConfigError(f"{path}{line}: not YAML", "write one `option: value` on each line") from error
-    if not isinstance(values, Mapping):
-        raise ConfigError(f"{path} holds no options", "write one `option: value` on each line")
-    return {str(name).replace("-", "_"): value for name, value in values.items()}
+        reason = getattr(error, "problem", None) or getattr(error, "reason", None)
+        raise ConfigError(
+            f"{path}{line}: not YAML" + (f" ({reason})" if reason else ""), _ONE_EACH
+        ) from error
+    if not isinstance(values, Mapping) or not isinstance(node, yaml.MappingNode):
+        raise ConfigError(f"{path} holds no options", _ONE_EACH)
+    return _checked(path, group, node, values)
 
 
-def _config_error(group: type[Options], error: pydantic.ValidationError) -> ConfigError:
+_ONE_EACH = "write one `option: value` on each line"
+
+
+def _checked(
+    path: Path, group: type[Options], node: yaml.MappingNode, values: Mapping[Any, Any]
+) -> dict[str, Any]:
+    """The values by option, each of them tried alone, so that an error can name its line."""
+    lines: dict[str, int] = {}
+    for key, _ in node.value:
+        name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+        if name in lines:
+            raise ConfigError(
+                f"{path}, line {line}: {name} is given a second time, first in line {lines[name]}",
+                "keep one of them",
+            )
+        lines[name] = line
+    given = {str(name).replace("-", "_"): value for name, value in values.items() if value is not None}
+    for name, value in given.items():
+        where = f"{path}, line {lines[name]}: " if name in lines else f"{path}: "
+        if name in _COMMAND_LINE and name not in group.model_fields:
+            raise ConfigError(f"{where}{name} cannot be given here", "give it on the command line")
+        try:
+            group(**{name: value})
+        except pydantic.ValidationError as error:
+            raise _config_error(group, error, lambda name, at=where: f"{at}{name}") from error
+        except NotSupportedError as error:
+            raise NotSupportedError(where + error.message.removeprefix("--"), error.hint) from error
+    return given
+
+
+def _flag(name: str) -> str:
+    """An option as the command line has it."""
+    return f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
+
+
+def _config_error(
+    group: type[Options], error: pydantic.ValidationError, shown: Callable[[str], str]
+) -> ConfigError:
+    """The first complaint as one line; `shown` says where an option was given."""
     first = error.errors()[0]
     name = str(first["loc"][0]) if first["loc"] else "the options"
-    shown = "--" + name.replace("_", "-")
     if first["type"] == "extra_forbidden":
         near = difflib.get_close_matches(name, group.model_fields, n=1, cutoff=0.5)
-        known = f"did you mean --{near[0].replace('_', '-')}?" if near else f"options are {', '.join(group.model_fields)}"
-        return ConfigError(f"the option {shown} is not known", known)
-    reason = first["msg"].removeprefix("Value error, ")
-    return ConfigError(f"{shown} is {first['input']!r}: {reason[0].lower()}{reason[1:]}", _described(group, name))
+        known = ", ".join(field.replace("_", "-") for field in group.model_fields)
+        hint = f"did you mean {near[0].replace('_', '-')}?" if near else f"there are {known}"
+        return ConfigError(f"{shown(name)} is not a known option", hint)
+    value = error.errors()[0]["input"] if len(first["loc"]) == 1 else _whole(error, name)
+    return ConfigError(
+        f"{shown(name)} is {reprlib.repr(value)}, and {_must(first)}", _hint(group, name, first)
+    )
 
 
-def _described(group: type[Options], name: str) -> str:
-    field = group.model_fields.get(name)
-    return f"{shown}" if field and (shown := field.description) else ""
+def _whole(error: pydantic.ValidationError, name: str) -> Any:
+    """What was given for an option of which one element or alternative is wrong."""
+    found = [each["input"] for each in error.errors() if each["loc"][0] == name]
+    return max(found, key=lambda value: isinstance(value, list | dict))
+
+
+def _must(complaint: Any) -> str:
+    """What a value must be, from what pydantic says it is not."""
+    kind, limits = complaint["type"], complaint.get("ctx", {})
+    bounds = {
+        "greater_than": "must be above {gt:g}",
+        "greater_than_equal": "must be {ge} or more",
+        "less_than": "must be below {lt:g}",
+        "less_than_equal": "must be {le} or less",
+        "literal_error": "must be {expected}",
+    }
+    if kind in bounds:
+        return bounds[kind].format(**limits)
+    if kind == "value_error":
+        return str(limits["error"])
+    if kind == "finite_number":
+        return "must be a finite number"
+    if len(complaint["loc"]) > 1:
+        return "is of a kind that this option does not take"
+    kinds = {"int": "must be a whole number", "float": "must be a number", "bool": "must be true or false"}
+    return kinds.get(kind.partition("_")[0], "must be text")
+
+
+def _hint(group: type[Options], name: str, complaint: Any) -> str:
+    """What the option is, its default, and the nearest of its words where one was mistyped."""
+    field = group.model_fields[name]
+    if complaint["type"] == "literal_error" and isinstance(complaint["input"], str):
+        words = [word for word in str(complaint["ctx"]["expected"]).split("'") if word.isalnum()]
+        near = difflib.get_close_matches(complaint["input"].lower(), words, n=1, cutoff=0.5)
+        if near:
+            return f"did you mean {near[0]}?"
+    said = f"{field.description or name}"
+    said = said if said[:2].isupper() else said[0].lower() + said[1:]
+    return said if field.default is None else f"{said}; the default is {field.default}"

@@ -14,7 +14,9 @@ NAME = "chat"
 def run(
     run: Annotated[Path | None, typer.Argument(help="Folder of a run or an adapter.")] = None,
     base: Annotated[str | None, typer.Option(help="Another base than the adapter names.")] = None,
-    adapter: Annotated[list[str] | None, typer.Option(help="NAME=PATH, as often as there are adapters.")] = None,
+    adapter: Annotated[
+        list[str] | None, typer.Option(help="NAME=PATH, as often as there are adapters.")
+    ] = None,
     system: Annotated[str, typer.Option(help="System message.")] = "",
     max_new_tokens: Annotated[int, typer.Option(help="Tokens of an answer at most.")] = 256,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = 0.0,

@@ -12,10 +12,14 @@ NAME = "compare"
 
 def run(
     adapter: Annotated[Path, typer.Argument(help="Folder of an adapter or of a run.")],
-    data: Annotated[str, typer.Option(help="JSON-lines file, or a shipped set, of which the test part is used.")],
+    data: Annotated[
+        str, typer.Option(help="JSON-lines file, or a shipped set, of which the test part is used.")
+    ],
     n: Annotated[int | None, typer.Option("-n", help="Examples shown side by side. [5]")] = None,
     limit: Annotated[int | None, typer.Option(help="Score the first so many. [all]")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Tokens generated at most. [256, or the shipped set's own]")] = None,
+    max_new_tokens: Annotated[
+        int | None, typer.Option(help="Tokens generated at most. [256, or the shipped set's own]")
+    ] = None,
     metric: Annotated[str | None, typer.Option(help="exact_match, json_exact_match or json_valid.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy. [0]")] = None,
     seed: Annotated[int | None, typer.Option(help="Of sampling. [0]")] = None,
@@ -28,7 +32,14 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Before and after: the same unseen examples answered by the base and with the adapter."""
-    given = {"n": n, "limit": limit, "max_new_tokens": max_new_tokens, "temperature": temperature, "seed": seed, "batch": batch}
+    given = {
+        "n": n,
+        "limit": limit,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "seed": seed,
+        "batch": batch,
+    }
     options = {name: value for name, value in given.items() if value is not None}
     from scumble.cli import output
     from scumble.compare.page import render_comparison

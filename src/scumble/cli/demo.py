@@ -11,7 +11,9 @@ NAME = "demo"
 
 
 def run(
-    out: Annotated[Path | None, typer.Option(help="Folder of the run; a new numbered one when not told.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="Folder of the run; a new numbered one when not told.")
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -24,7 +26,9 @@ def run(
     def people() -> None:
         output.comparison(done.comparison)
         run = done.run
-        print(f"trained on {run.tokens:,} tokens in {run.seconds:.0f} s ({run.tokens_per_second:.0f} tokens/s); {done.seconds:.0f} s in all")
+        print(
+            f"trained on {run.tokens:,} tokens in {run.seconds:.0f} s ({run.tokens_per_second:.0f} tokens/s); {done.seconds:.0f} s in all"
+        )
         print(f"report: {run.report}")
         print("next:")
         print(f"  scumble chat {run.out}")

@@ -60,7 +60,11 @@ def comparison(found: Any) -> None:
         f"loss: {found.loss['before']:.3f} -> {found.loss['after']:.3f}   "
         f"perplexity: {found.perplexity['before']:.2f} -> {found.perplexity['after']:.2f}"
     )
-    source = f" ({size(found.source_bytes)} as it came)" if found.source_bytes and found.source_bytes != found.base_bytes else ""
+    source = (
+        f" ({size(found.source_bytes)} as it came)"
+        if found.source_bytes and found.source_bytes != found.base_bytes
+        else ""
+    )
     console.print(f"adapter {size(found.adapter_bytes)} beside a base of {size(found.base_bytes)}{source}")
 
 

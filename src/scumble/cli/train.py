@@ -13,34 +13,56 @@ NAME = "train"
 def run(
     data: Annotated[str, typer.Argument(help="JSON-lines file, or a shipped set: cron, tickets.")],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
-    config: Annotated[Path | None, typer.Option(help="YAML file with options; those given here win over it.")] = None,
+    config: Annotated[
+        Path | None, typer.Option(help="YAML file with options; those given here win over it.")
+    ] = None,
     base: Annotated[str | None, typer.Option(help="Alias, folder, hub name or GGUF file. [smollm2]")] = None,
     method: Annotated[str | None, typer.Option(help="What is trained. [lora]")] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the update. [8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The update is scaled by alpha / rank. [16]")] = None,
-    targets: Annotated[str | None, typer.Option(help="minimal, standard, comprehensive, all-linear, names, or a pattern. [minimal]")] = None,
-    dropout: Annotated[float | None, typer.Option(help="Share of the input that each update does not see. [0]")] = None,
+    targets: Annotated[
+        str | None,
+        typer.Option(help="minimal, standard, comprehensive, all-linear, names, or a pattern. [minimal]"),
+    ] = None,
+    dropout: Annotated[
+        float | None, typer.Option(help="Share of the input that each update does not see. [0]")
+    ] = None,
     rslora: Annotated[bool | None, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = None,
     dora: Annotated[bool | None, typer.Option("--dora", help="Train direction and magnitude (DoRA).")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. [3]")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimizer steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples in a micro-step. [by the data]")] = None,
-    accumulate: Annotated[int | None, typer.Option(help="Micro-steps in an optimizer step. [by the data]")] = None,
+    accumulate: Annotated[
+        int | None, typer.Option(help="Micro-steps in an optimizer step. [by the data]")
+    ] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Highest learning rate. [by the base]")] = None,
     schedule: Annotated[str | None, typer.Option(help="linear, cosine or constant. [linear]")] = None,
-    warmup: Annotated[int | None, typer.Option(help="Steps of warm-up, at most a tenth of the run. [100]")] = None,
+    warmup: Annotated[
+        int | None, typer.Option(help="Steps of warm-up, at most a tenth of the run. [100]")
+    ] = None,
     weight_decay: Annotated[float | None, typer.Option(help="Decay of the adapter. [0]")] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. [1]")] = None,
-    max_length: Annotated[int | None, typer.Option(help="Longer examples are left out, and named. [2048]")] = None,
-    eval_: Annotated[str | None, typer.Option("--eval", help="File, share such as 0.1, or 0 for none. [0.1, or the data's own]")] = None,
-    seed: Annotated[int | None, typer.Option(help="Decides A, the order of the data, and dropout. [0]")] = None,
+    max_length: Annotated[
+        int | None, typer.Option(help="Longer examples are left out, and named. [2048]")
+    ] = None,
+    eval_: Annotated[
+        str | None,
+        typer.Option("--eval", help="File, share such as 0.1, or 0 for none. [0.1, or the data's own]"),
+    ] = None,
+    seed: Annotated[
+        int | None, typer.Option(help="Decides A, the order of the data, and dropout. [0]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or auto, of the base.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Train one adapter; RUN/adapter is the best checkpoint, in the PEFT format."""
-    options = {name: value for name, value in locals().items() if name not in ("data", "out", "config", "base", "force", "as_json", "eval_")}
+    options = {
+        name: value
+        for name, value in locals().items()
+        if name not in ("data", "out", "config", "base", "force", "as_json", "eval_")
+    }
     from scumble.cli import output
     from scumble.train.run import train
 
@@ -49,8 +71,12 @@ def run(
     def people() -> None:
         loss = done.loss
         best = f", best validation loss {loss['best_eval']:.4f}" if loss["best_eval"] is not None else ""
-        print(f"{done.steps} steps, {done.tokens:,} tokens in {done.seconds:.0f} s ({done.tokens_per_second:.0f} tokens/s)")
-        print(f"training loss {loss['first']:.4f} -> {loss['last']:.4f}{best}; peak memory {output.size(done.peak_bytes)}")
+        print(
+            f"{done.steps} steps, {done.tokens:,} tokens in {done.seconds:.0f} s ({done.tokens_per_second:.0f} tokens/s)"
+        )
+        print(
+            f"training loss {loss['first']:.4f} -> {loss['last']:.4f}{best}; peak memory {output.size(done.peak_bytes)}"
+        )
         print(f"adapter: {done.adapter}")
         print(f"report: {done.report}")
         print(f"next: scumble compare {done.out} --data FILE    or    scumble chat {done.out}")

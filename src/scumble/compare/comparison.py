@@ -13,7 +13,7 @@ from typing import Any
 
 from scumble.compare.generation import generate
 from scumble.compare.loss import mean_loss
-from scumble.compare.metrics import Metric, metric_named, wilson_interval
+from scumble.compare.metrics import Metric, mark, metric_named, wilson_interval
 from scumble.config import CompareOptions
 from scumble.data.encoding import encode_all, encode_prompt
 from scumble.data.examples import Example, hash_examples
@@ -111,7 +111,7 @@ def compare_in_bank(
     )
     pairs = [(before, after) for before, after in answers]
     marks = [
-        (function(before, e.expected), function(after, e.expected))
+        (mark(title, function, before, e.expected), mark(title, function, after, e.expected))
         for e, (before, after) in zip(scored, pairs, strict=True)
     ]
     losses = _losses(bank, name, tokenizer, scored, options.batch)
@@ -127,15 +127,21 @@ def compare_in_bank(
         base_bytes=sizes[1],
         source_bytes=sizes[2],
         data={"source": source, "hash": hash_examples(scored)},
-        settings={"temperature": options.temperature, "max_new_tokens": options.max_new_tokens, "seed": options.seed},
+        settings={
+            "temperature": options.temperature,
+            "max_new_tokens": options.max_new_tokens,
+            "seed": options.seed,
+        },
         answers=pairs,
     )
 
 
-def _losses(bank: Bank, name: str, tokenizer: Any, examples: Sequence[Example], batch: int) -> dict[str, float]:
+def _losses(
+    bank: Bank, name: str, tokenizer: Any, examples: Sequence[Example], batch: int
+) -> dict[str, float]:
     # no length limit: nothing is trained, and what is scored should be all that was asked for
     encoded = encode_all(examples, tokenizer, max_length=2**31).examples
-    device = bank.model.device
+    device = next(bank.model.parameters()).device
     found = {}
     for when, mixture in (("before", {}), ("after", {name: 1.0})):
         with bank.using(mixture):
@@ -145,5 +151,5 @@ def _losses(bank: Bank, name: str, tokenizer: Any, examples: Sequence[Example], 
 
 def _score(name: str, marks: Sequence[tuple[float, float]]) -> Score:
     n = len(marks)
-    before, after = (sum(mark[i] for mark in marks) / n for i in (0, 1))
+    before, after = (sum(pair[i] for pair in marks) / n for i in (0, 1))
     return Score(name, n, before, after, wilson_interval(before, n), wilson_interval(after, n))

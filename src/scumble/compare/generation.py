@@ -7,7 +7,7 @@ weight 0. Greedy by default; with a temperature, sampled from a seed.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -49,14 +49,23 @@ def generate(
         chunk = order[start : start + batch]
         rows = [(i, mixture) for mixture in mixtures for i in chunk]
         with bank.using([mixture for _, mixture in rows], rows=True):
-            texts = _answer(bank.model, tokenizer, [prompts[i] for i, _ in rows], max_new_tokens, temperature, seed + start)
+            texts = _answer(
+                bank.model,
+                tokenizer,
+                [prompts[i] for i, _ in rows],
+                max_new_tokens,
+                temperature,
+                seed + start,
+            )
         for (i, _), text in zip(rows, texts, strict=True):
             answers[i].append(text)
         done(len(chunk))
     return answers
 
 
-def stream(bank: Bank, tokenizer: Any, prompt: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0) -> Iterator[str]:
+def stream(
+    bank: Bank, tokenizer: Any, prompt: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0
+) -> Iterator[str]:
     """The answer to one prompt, piece by piece, under the mixture that the bank uses now."""
     from threading import Thread
 
@@ -64,8 +73,10 @@ def stream(bank: Bank, tokenizer: Any, prompt: Sequence[int], *, max_new_tokens:
 
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     inputs = _inputs(bank.model, [prompt])
-    settings = _settings(tokenizer, max_new_tokens, temperature)
-    worker = Thread(target=bank.model.generate, kwargs={**inputs, **settings, "streamer": streamer}, daemon=True)
+    settings = _settings(bank.model, tokenizer, max_new_tokens, temperature)
+    worker = Thread(
+        target=cast(Any, bank.model).generate, kwargs={**inputs, **settings, "streamer": streamer}, daemon=True
+    )
     worker.start()
     yield from streamer
     worker.join()
@@ -73,13 +84,20 @@ def stream(bank: Bank, tokenizer: Any, prompt: Sequence[int], *, max_new_tokens:
 
 @torch.no_grad()
 def _answer(
-    model: Any, tokenizer: Any, prompts: Sequence[Sequence[int]], max_new_tokens: int, temperature: float, seed: int
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    max_new_tokens: int,
+    temperature: float,
+    seed: int,
 ) -> list[str]:
     inputs = _inputs(model, prompts)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        made = model.generate(**inputs, **_settings(tokenizer, max_new_tokens, temperature))
-    texts: list[str] = tokenizer.batch_decode(made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True)
+        made = model.generate(**inputs, **_settings(model, tokenizer, max_new_tokens, temperature))
+    texts: list[str] = tokenizer.batch_decode(
+        made[:, inputs["input_ids"].shape[1] :], skip_special_tokens=True
+    )
     return [text.strip() for text in texts]
 
 
@@ -91,8 +109,20 @@ def _inputs(model: Any, prompts: Sequence[Sequence[int]]) -> dict[str, torch.Ten
     return {"input_ids": ids.to(model.device), "attention_mask": mask.to(model.device)}
 
 
-def _settings(tokenizer: Any, max_new_tokens: int, temperature: float) -> dict[str, Any]:
-    settings: dict[str, Any] = {"max_new_tokens": max_new_tokens, "pad_token_id": tokenizer.pad_token_id or tokenizer.eos_token_id}
+def _settings(model: Any, tokenizer: Any, max_new_tokens: int, temperature: float) -> dict[str, Any]:
+    ends = getattr(model.generation_config, "eos_token_id", None)
+    # the end of a turn may be the tokenizer's end token and not the model's
+    stops = {*(ends if isinstance(ends, list) else [ends]), tokenizer.eos_token_id} - {None}
+    pad = tokenizer.pad_token_id if tokenizer.pad_token_id is not None else tokenizer.eos_token_id
+    settings: dict[str, Any] = {
+        "max_new_tokens": max_new_tokens,
+        "pad_token_id": pad,
+        "eos_token_id": sorted(stops) or None,
+        # a base's own habits of generation would make greedy something else, and let padding count as text
+        "num_beams": 1,
+        "repetition_penalty": 1.0,
+        "no_repeat_ngram_size": 0,
+    }
     if temperature > 0:
         # no cut of the distribution but the temperature: what is sampled is what the model says
         return {**settings, "do_sample": True, "temperature": temperature, "top_k": 0, "top_p": 1.0}

@@ -70,8 +70,10 @@ def compared(comparison: Mapping[str, Any]) -> dict[str, Any]:
         }
         for example in comparison.get("examples") or []
     ]
+    judged = [e for e in examples if e["right_before"] is not None and e["right_after"] is not None]
+    right = {when: sum(e[f"right_{when}"] for e in judged) for when in ("before", "after")}
     sizes = size_bars(*(comparison.get(key) for key in ("adapter_bytes", "base_bytes", "source_bytes")))
-    return {**view, "examples": examples, "sizes": sizes}
+    return {**view, "examples": examples, "right": {"n": len(judged), **right}, "sizes": sizes}
 
 
 def size_bars(adapter: int | None, base: int | None, source: int | None = None) -> dict[str, Any] | None:
@@ -124,14 +126,14 @@ def share(value: Any) -> str:
 
 
 def number(value: Any, digits: int = 4) -> str:
-    """A figure to a few significant digits: 0.2931, 1.32e-03."""
+    """A figure to that many significant digits, zeros too: 0.2931, 4.000, 1.320e-04."""
     if not isinstance(value, int | float) or isinstance(value, bool):
         return DASH
     if not math.isfinite(value):
         return "not finite"
     if value != 0 and not 1e-3 <= abs(value) < 1e6:
-        return f"{value:.{digits - 1}g}"
-    return f"{value:.{digits}g}" if abs(value) < 10**digits else f"{value:,.0f}"
+        return f"{value:.{digits - 1}e}"
+    return f"{value:#.{digits}g}".rstrip(".") if abs(value) < 10**digits else f"{value:,.0f}"
 
 
 def duration(value: Any) -> str:

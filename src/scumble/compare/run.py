@@ -43,17 +43,23 @@ def compare(
         ScumbleError: with one line on what is wrong, where, and what to do.
     """
     shipped = SHIPPED.get(data) if isinstance(data, str) else None
-    if shipped is not None:
-        options.setdefault("max_new_tokens", shipped.max_new_tokens)
+    if shipped is not None and options.get("max_new_tokens") is None:
+        options["max_new_tokens"] = shipped.max_new_tokens
     settings = make(CompareOptions, **options)
     metric = metric or (shipped.metric if shipped else "exact_match")
     metric_named(metric)  # an unknown name is refused before anything is loaded
     folder = find_adapter(getattr(adapter, "adapter", adapter))
     loaded = Adapter.load(folder)
     examples = read_examples(data, "test")
-    base = base if isinstance(base, Base) else load_base(base or loaded.spec.base_name, dtype=dtype, device=device)
+    base = (
+        base
+        if isinstance(base, Base)
+        else load_base(base or loaded.spec.base_name, dtype=dtype, device=device)
+    )
     if base.tokenizer is None:
-        raise DataError(f"the base {base.name} has no tokenizer", "comparing needs one; add it to the base's folder")
+        raise DataError(
+            f"the base {base.name} has no tokenizer", "comparing needs one; add it to the base's folder"
+        )
     bank = Bank(base)
     try:
         bank.add("adapter", loaded)
@@ -66,7 +72,11 @@ def compare(
                 metric=metric,
                 options=settings,
                 sizes=((folder / WEIGHTS_NAME).stat().st_size, base.bytes_on_disk, base.source_bytes),
-                source=f"{data} test" if shipped else str(data) if isinstance(data, str | Path) else type(data).__name__,
+                source=f"{data} test"
+                if shipped
+                else str(data)
+                if isinstance(data, str | Path)
+                else type(data).__name__,
                 done=done,
             )
     finally:

@@ -47,7 +47,10 @@ class Batch:
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
-        moved = {name: getattr(self, name).to(device) for name in ("ids", "mask", "positions", "labels", "examples")}
+        moved = {
+            name: getattr(self, name).to(device)
+            for name in ("ids", "mask", "positions", "labels", "examples")
+        }
         return Batch(**moved, targets=self.targets, tokens=self.tokens)
 
 

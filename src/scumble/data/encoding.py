@@ -98,7 +98,8 @@ def encode(example: Example, tokenizer: Any, number: int = 0) -> Encoded:
     for start, end in spans:
         inside = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a >= start and b <= end and b > a]
         ending = _last_special(ids, inside, tokenizer)
-        if ending is None:
+        # a special token in the middle of the answer is no end, whatever its name
+        if ending is None or text[coded["offset_mapping"][ending][1] : end].strip():
             raise DataError(
                 f"{example.where}: the chat template ends the assistant's turn without an end token",
                 "the model would never learn to stop; use a tokenizer whose template has one",
@@ -148,8 +149,6 @@ def render_spans(example: Example, tokenizer: Any) -> tuple[str, list[tuple[int,
 def _render(
     messages: Iterable[dict[str, Any]], tokenizer: Any, where: str, *, generation: bool = False
 ) -> str:
-    import jinja2
-
     if not getattr(tokenizer, "chat_template", None):
         raise DataError(
             "the base's tokenizer has no chat template", "use an instruct model, or one with a template"
@@ -158,7 +157,7 @@ def _render(
         text: str = tokenizer.apply_chat_template(
             list(messages), tokenize=False, add_generation_prompt=generation
         )
-    except (jinja2.TemplateError, TypeError, ValueError, KeyError) as error:
+    except Exception as error:  # a template is a program, and may fail in any way
         raise DataError(
             f"{where}: the chat template refuses it: {error}", "check the order of the roles"
         ) from error

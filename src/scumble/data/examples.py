@@ -37,7 +37,8 @@ class Example:
     @property
     def hash(self) -> int:
         """A 64-bit number that depends on the messages alone."""
-        text = json.dumps(self.messages, sort_keys=True, ensure_ascii=False)
+        # what JSON does not know (a date in a column of a `datasets.Dataset`) counts as its text
+        text = json.dumps(self.messages, sort_keys=True, ensure_ascii=False, default=str)
         return xxhash.xxh3_64_intdigest(text.encode("utf-8", "surrogatepass"))
 
     @property
@@ -76,9 +77,8 @@ def read_examples(source: Any, part: Part = "train") -> list[Example]:
     if isinstance(source, str) and source in SHIPPED:
         return _examples(load_shipped(source, part), f"{source} {part}", "example")
     if isinstance(source, str | Path):
-        path = Path(source).expanduser()
-        rows, numbers = _read_lines(path)
-        return _examples(rows, str(path), "line", numbers)
+        rows, numbers = _read_lines(Path(source))
+        return _examples(rows, str(source), "line", numbers)
     if isinstance(source, Iterable) and not isinstance(source, bytes | dict):
         rows = [row.messages if isinstance(row, Example) else row for row in source]
         rows = [{"messages": row} if isinstance(row, tuple) else row for row in rows]
@@ -99,6 +99,8 @@ def hash_examples(examples: Sequence[Example]) -> str:
 def split_by_hash(examples: Sequence[Example], share: float) -> tuple[list[Example], list[Example]]:
     """Split off a share for validation, by content: adding examples moves no others, equal ones stay together.
 
+    Only where one part would be empty does a single example move to it, that with the lowest or highest hash.
+
     Args:
         examples: all of them.
         share: of the validation part, above 0 and below 1.
@@ -107,17 +109,25 @@ def split_by_hash(examples: Sequence[Example], share: float) -> tuple[list[Examp
         The training part and the validation part, both in order and, where there are two different examples
         or more, neither of them empty.
     """
-    limit = share * 2**64
-    held = {example.hash for example in examples if example.hash < limit}
-    distinct = {example.hash for example in examples}
+    hashes = [example.hash for example in examples]
+    distinct = set(hashes)
+    held = {number for number in distinct if number < share * 2**64}
     if len(distinct) > 1:
         held = held or {min(distinct)}
         held = held - {max(distinct)}
-    return [e for e in examples if e.hash not in held], [e for e in examples if e.hash in held]
+    paired = list(zip(examples, hashes, strict=True))
+    return [e for e, number in paired if number not in held], [e for e, number in paired if number in held]
 
 
 def _read_lines(path: Path) -> tuple[list[Any], list[int]]:
-    if not path.exists():
+    try:
+        path = path.expanduser()
+        there = path.exists()
+    except (OSError, RuntimeError) as error:  # a name too long, a folder closed to us, a `~name` of nobody
+        raise DataError(
+            f"{str(path)[:100]} cannot be looked up: {error}", "name a JSON-lines file"
+        ) from error
+    if not there:
         known = ", ".join(SHIPPED)
         raise MissingFileError(
             f"the data file {path} does not exist", f"name a JSON-lines file, or a shipped set: {known}"
@@ -128,9 +138,9 @@ def _read_lines(path: Path) -> tuple[list[Any], list[int]]:
     try:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
-        line = path.read_bytes()[: error.start].count(b"\n") + 1
+        at = path.read_bytes()[: error.start].count(b"\n") + 1
         raise DataError(
-            f"{path}, line {line}: not UTF-8 ({error.reason})", "save the file as UTF-8"
+            f"{path}, line {at}: not UTF-8 ({error.reason})", "save the file as UTF-8"
         ) from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
@@ -191,11 +201,21 @@ def _message(message: Any, where: str) -> dict[str, Any]:
         content = _joined_parts(content, where)
     if content is None and role == "assistant" and message.get("tool_calls"):
         content = ""
+    if not all(isinstance(key, str) for key in message):
+        raise DataError(f"{where}: a key that is no text", "keys are `role`, `content` and the like")
     if not isinstance(content, str):
         raise DataError(
             f"{where}: `content` is {type(content).__name__}, not text", "write the text of the turn"
         )
-    return {**message, "content": content}
+    try:
+        content.encode("utf-8")
+    except UnicodeEncodeError as error:
+        raise DataError(
+            f"{where}: `content` has half a surrogate pair at character {error.start + 1}",
+            "write the character whole, or as UTF-8",
+        ) from error
+    # a `datasets.Dataset` fills up what other rows have with None; the same data from a file has the same hash
+    return {key: value for key, value in message.items() if value is not None} | {"content": content}
 
 
 def _joined_parts(parts: list[Any], where: str) -> str:

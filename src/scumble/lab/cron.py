@@ -52,10 +52,18 @@ def cron_hardness(*, limit: int | None = None, quiet: bool = False) -> Hardness:
     reporter = Reporter(quiet=quiet)
     try:
         with with_threads(threads_for(base.model).train), reporter.bar("answering", 2 * len(test)):
-            for title, shots in (("base alone", []), (f"base with {SHOTS} examples in its prompt", train[:SHOTS])):
+            for title, shots in (
+                ("base alone", []),
+                (f"base with {SHOTS} examples in its prompt", train[:SHOTS]),
+            ):
                 prompts = [encode_prompt(_with_shots(shots, example), base.tokenizer) for example in test]
                 made = generate(
-                    bank, base.tokenizer, prompts, ["base"], max_new_tokens=SHIPPED["cron"].max_new_tokens, done=reporter.advance
+                    bank,
+                    base.tokenizer,
+                    prompts,
+                    ["base"],
+                    max_new_tokens=SHIPPED["cron"].max_new_tokens,
+                    done=reporter.advance,
                 )
                 answers[title] = [text for [text] in made]
     finally:
@@ -64,7 +72,9 @@ def cron_hardness(*, limit: int | None = None, quiet: bool = False) -> Hardness:
         title: sum(exact_match(a, e.expected) for a, e in zip(given, test, strict=True)) / len(test)
         for title, given in answers.items()
     }
-    return Hardness(len(test), shares, {title: wilson_interval(share, len(test)) for title, share in shares.items()})
+    return Hardness(
+        len(test), shares, {title: wilson_interval(share, len(test)) for title, share in shares.items()}
+    )
 
 
 def _with_shots(shots: list[Example], example: Example) -> list[dict[str, Any]]:

@@ -42,7 +42,16 @@ def demo(out: str | Path | None = None, *, force: bool = False, quiet: bool = Fa
     started = time.perf_counter()
     base = load_base("smollm2")
     run = train(
-        DATA, out=folder, base=base, rank=8, alpha=16, targets="minimal", epochs=3, force=force, quiet=quiet, examples_in_report=0
+        DATA,
+        out=folder,
+        base=base,
+        rank=8,
+        alpha=16,
+        targets="minimal",
+        epochs=3,
+        force=force,
+        quiet=quiet,
+        examples_in_report=0,
     )
     reporter = Reporter(quiet=quiet)
     reporter.note("answering the unseen test examples, with the base and with the adapter")

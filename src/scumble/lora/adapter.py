@@ -109,12 +109,10 @@ class Adapter:
             OutputExistsError: `folder` exists and `force` is not given.
             OutputError: it cannot be written.
         """
-        from safetensors.torch import save_file
-
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         metadata = {"format": "pt"} | ({"base_hash": self.base_hash} if self.base_hash else {})
         with new_folder(folder, force=force) as temporary:
-            save_file(tensors, temporary / WEIGHTS_NAME, metadata=metadata)
+            (temporary / WEIGHTS_NAME).write_bytes(_same_bytes(tensors, metadata))
             config = json.dumps(self.spec.to_peft(), indent=2, sort_keys=True)
             (temporary / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
         return Path(folder)
@@ -149,7 +147,9 @@ def find_adapter(folder: str | Path) -> Path:
                 )
             raise MissingFileError(f"{candidate} has no {WEIGHTS_NAME}", "the adapter was not written whole")
     if not given.exists():
-        raise MissingFileError(f"the adapter {given} does not exist", "name an adapter folder or a run folder")
+        raise MissingFileError(
+            f"the adapter {given} does not exist", "name an adapter folder or a run folder"
+        )
     raise MissingFileError(
         f"{given} is neither an adapter nor a run: it has no {CONFIG_NAME}",
         "name the folder that `scumble train --out` or PEFT's save_pretrained wrote",
@@ -174,7 +174,28 @@ def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
         with safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
     except (SafetensorError, OSError, ValueError) as error:
-        raise AdapterError(f"{path} cannot be read: {error}", "the file is damaged; fetch it again") from error
+        raise AdapterError(
+            f"{path} cannot be read: {error}", "the file is damaged; fetch it again"
+        ) from error
+
+
+def _same_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
+    """A safetensors file that is the same for the same contents: the library writes metadata in any order."""
+    from safetensors.torch import save
+
+    data = save(tensors, metadata=metadata)
+    length = int.from_bytes(data[:8], "little")
+    header = json.loads(data[8 : 8 + length])
+    header["__metadata__"] = dict(sorted(metadata.items()))
+    text = json.dumps({"__metadata__": header.pop("__metadata__"), **header}, separators=(",", ":"))
+    padded = text.encode() + b" " * (-len(text.encode()) % 8)
+    return len(padded).to_bytes(8, "little") + padded + data[8 + length :]
+
+
+def _owners(path: str) -> list[str]:
+    """The modules that a parameter lies in, the innermost first."""
+    parts = path.split(".")
+    return [".".join(parts[:n]) for n in range(len(parts) - 1, 0, -1)]
 
 
 def _factor_tensors(name: str, factors: Factors) -> dict[str, Tensor]:
@@ -212,7 +233,9 @@ def from_tensors(spec: LoraSpec, tensors: Mapping[str, Tensor], where: str = "th
                 break
         else:
             if not (name.startswith(PREFIX) and _sort_other(adapter, path, tensor)):
-                raise AdapterError(f"{where}: the tensor {name} is not known here", "it is not what PEFT's LoRA writes")
+                raise AdapterError(
+                    f"{where}: the tensor {name} is not known here", "it is not what PEFT's LoRA writes"
+                )
     for path, found in sorted(parts.items()):
         adapter.factors[path] = _check_factors(spec, path, found, where)
     return adapter
@@ -233,7 +256,7 @@ def _sort_other(adapter: Adapter, path: str, tensor: Tensor) -> bool:
     module, _, last = path.rpartition(".")
     if path.endswith("." + _TOKENS):
         adapter.tokens[path.removesuffix("." + _TOKENS)] = tensor
-    elif adapter.spec.replaces(path):
+    elif any(adapter.spec.saves(owner) for owner in _owners(path)):
         adapter.saved[path] = tensor
     elif last == "bias" and adapter.spec.bias != "none":
         adapter.biases[module.removesuffix(".base_layer")] = tensor
@@ -266,7 +289,11 @@ def _check_factors(spec: LoraSpec, path: str, found: Mapping[str, Tensor], where
     for title, (tensor, wanted) in asked.items():
         if (tensor is not None) != wanted:
             has, says = ("has", "does not") if tensor is not None else ("lacks", "does")
-            raise AdapterError(f"{where}: {path} {has} {title}, and the configuration {says} ask for it", "damaged")
+            raise AdapterError(
+                f"{where}: {path} {has} {title}, and the configuration {says} ask for it", "damaged"
+            )
         if tensor is not None and tensor.shape != (B.shape[0],):
-            raise AdapterError(f"{where}: {title} of {path} has shape {tuple(tensor.shape)}, not ({B.shape[0]},)")
+            raise AdapterError(
+                f"{where}: {title} of {path} has shape {tuple(tensor.shape)}, not ({B.shape[0]},)"
+            )
     return factors

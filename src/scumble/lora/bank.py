@@ -14,20 +14,20 @@ from __future__ import annotations
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, cast
 
-import torch
 from torch import Tensor, nn
 
 from scumble.errors import AdapterError
-from scumble.lora.adapter import Adapter
-from scumble.lora.fit import Fit, fit, saved_paths, token_paths
+from scumble.lora.adapter import Adapter, from_tensors
+from scumble.lora.fit import Fit, fit, refuse_fused_experts
 from scumble.lora.fresh import fresh_adapter
-from scumble.lora.layer import BankLayer, Slot
+from scumble.lora.install import Installation
+from scumble.lora.layer import Slot
 from scumble.lora.mixture import Mixture, check_name, parse_mixture
-from scumble.lora.routing import Routing
-from scumble.lora.saved import SavedModule
+from scumble.lora.routing import Routing, RoutingState
 from scumble.lora.spec import LoraSpec
 
 _MARK = "_scumble_bank"
@@ -48,18 +48,27 @@ class Bank:
         self.model: nn.Module = getattr(base, "model", base) if not _is_causal(base) else base
         if getattr(self.model, _MARK, False):
             raise AdapterError("this model is in a bank already", "use that bank, or close() it first")
-        self.base_name: str | None = getattr(base, "name", None) or getattr(self.model, "name_or_path", None) or None
+        self.base_name: str | None = (
+            getattr(base, "name", None) or getattr(self.model, "name_or_path", None) or None
+        )
         self.base_hash: str | None = getattr(base, "hash", None)
+        self._trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
         self.model.requires_grad_(False)
         self.routing = Routing()
         # the paths as PEFT's format names them, taken before anything is wrapped
         self.modules: dict[str, nn.Module] = dict(self.model.named_modules())
-        self._head: nn.Module | None = self.model.get_output_embeddings()  # type: ignore[operator]
-        self._wrapped: dict[str, BankLayer | SavedModule] = {}
+        self._head: nn.Module | None = self.model.get_output_embeddings()
+        self._installed = Installation(self.model, self.modules, self.routing)
         self._adapters: dict[str, Adapter] = {}
         self._slots: dict[str, str] = {}  # from an adapter's name to the key of its slots, which has no dots
         self._made = 0
-        self._hook = self.model.register_forward_pre_hook(self._note_shape, with_kwargs=True)
+        self._suspended: list[RoutingState] = []
+        # the decoder too: it may be called by itself, where no logits are wanted
+        decoder = getattr(self.model, "base_model", self.model)
+        self._hooks = [
+            module.register_forward_pre_hook(self._note_shape, with_kwargs=True)
+            for module in dict.fromkeys([self.model, decoder])
+        ]
         setattr(self.model, _MARK, True)
 
     # -- which adapters there are ------------------------------------------------------------------
@@ -88,12 +97,15 @@ class Bank:
             AdapterError: the name is taken, or the adapter does not fit the base whole.
         """
         if check_name(name) in self._adapters:
-            raise AdapterError(f"the bank has an adapter {name!r} already", "swap() gives a name new contents")
-        slot, found = self._install(name, adapter)
-        self._slots[name] = slot
+            raise AdapterError(
+                f"the bank has an adapter {name!r} already", "swap() gives a name new contents"
+            )
+        self._slots[name], self._adapters[name], found = self._install(name, adapter)
         return found
 
-    def trainable(self, name: str, spec: LoraSpec | Any, *, seed: int = 0, start: Adapter | None = None) -> None:
+    def trainable(
+        self, name: str, spec: LoraSpec | Any, *, seed: int = 0, start: Adapter | None = None
+    ) -> None:
         """Add a new slot to train: A random by PEFT's rule, B zero, so that it starts as the base.
 
         Args:
@@ -104,10 +116,15 @@ class Bank:
         """
         spec = spec if isinstance(spec, LoraSpec) else LoraSpec.from_peft(spec)
         spec = spec.with_base(self.base_name)
-        adapter = start or fresh_adapter(spec, self.modules, self._head, seed)
-        adapter.base_hash = self.base_hash
-        self.add(name, adapter)
-        for module in self._modules_of(name):
+        refuse_fused_experts(spec, self.model)
+        if start is not None and start.spec.shape() != spec.shape():
+            raise AdapterError(
+                f"{name!r} should go on from an adapter of another shape: {start.spec.difference(spec)}",
+                "ask for the same rank, alpha, targets and variants as it has",
+            )
+        begun = start or fresh_adapter(spec, self.modules, self._head, seed)
+        self.add(name, replace(begun, spec=spec, base_hash=self.base_hash))
+        for module in self._installed.of(self._slot(name)):
             if isinstance(module, Slot):
                 module.seed, module.dropout = seed, spec.dropout
             module.requires_grad_(True)
@@ -115,11 +132,14 @@ class Bank:
     def swap(self, name: str, adapter: Adapter | str | Path) -> Fit:
         """Give a name new contents; rows that use it go on with those. On an error nothing changes."""
         old = self._slot(name)
-        slot, found = self._install(name, adapter)
-        state = self.routing.state()
-        self._slots[name] = slot
-        self.routing.restore(_renamed(state, old, slot))
-        self._drop(old)
+        adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
+        if adapter.exclusive and any(state.blends(old) for state in self._states()):
+            raise _not_blended(name, adapter.exclusive)
+        new, adapter, found = self._install(name, adapter)
+        self._installed.drop(old)
+        # under the old key, so that weights set before, here or around a `using`, still mean this name
+        self._installed.rename(new, old)
+        self._adapters[name] = adapter
         return found
 
     def remove(self, name: str) -> None:
@@ -129,17 +149,21 @@ class Bank:
             AdapterError: there is none of that name, or a row still uses it.
         """
         slot = self._slot(name)
-        if self.routing.uses(slot):
+        if any(state.uses(slot) for state in self._states()):
             raise AdapterError(f"the adapter {name!r} is in use", "use({}) or other rows first")
         del self._adapters[name], self._slots[name]
-        self._drop(slot)
+        self._installed.drop(slot)
 
     def close(self) -> None:
         """Give the base's model back as it was, without any adapter."""
         self.use({})
+        self._suspended.clear()
         for name in self.names:
             self.remove(name)
-        self._hook.remove()
+        for hook in self._hooks:
+            hook.remove()
+        for parameter, trained in self._trained:
+            parameter.requires_grad_(trained)
         delattr(self.model, _MARK)
 
     # -- which rows they act on --------------------------------------------------------------------
@@ -162,10 +186,14 @@ class Bank:
             self.use_rows(cast("Sequence[Mixture]", mixtures))
         else:
             self.use(cast("Mixture", mixtures))
+        self._suspended.append(state)
         try:
             yield
         finally:
-            self.routing.restore(state)
+            # close() forgets what it would go back to
+            if self._suspended:
+                self._suspended.pop()
+                self.routing.restore(state)
 
     # -- what they hold ----------------------------------------------------------------------------
 
@@ -181,8 +209,6 @@ class Bank:
         """The adapter as it is now, its tensors copied to the CPU."""
         live = self._live(name)
         tensors = {key: tensor.detach().to("cpu", copy=True) for key, tensor in live.tensors().items()}
-        from scumble.lora.adapter import from_tensors
-
         adapter = from_tensors(live.spec, tensors, where=f"the adapter {name!r}")
         adapter.base_hash = live.base_hash
         return adapter
@@ -193,108 +219,21 @@ class Bank:
 
     # -- inside ------------------------------------------------------------------------------------
 
-    def _install(self, name: str, adapter: Adapter | str | Path) -> tuple[str, Fit]:
-        title = f"the adapter {name!r}"
+    def _install(self, name: str, adapter: Adapter | str | Path) -> tuple[str, Adapter, Fit]:
         adapter = adapter if isinstance(adapter, Adapter) else Adapter.load(adapter)
-        found = fit(adapter, self.modules, self._head, title)
+        found = fit(adapter, self.modules, self._head, f"the adapter {name!r}")
         self._warn_of_another_base(name, adapter)
         self._made += 1
         slot = f"s{self._made}"
-        for path in {*adapter.factors, *adapter.biases, *self._tied(adapter)}:
-            layer = cast(BankLayer, self._wrap(path, BankLayer))
-            layer.slots[slot] = self._fill(adapter, path, layer)
-        for path in saved_paths(adapter.spec, self.modules):
-            prefix = path + "."
-            tensors = {k.removeprefix(prefix): v for k, v in adapter.saved.items() if k.startswith(prefix)}
-            cast(SavedModule, self._wrap(path, SavedModule)).add(slot, tensors)
-        self._adapters[name] = adapter
-        return slot, found
-
-    def _fill(self, adapter: Adapter, path: str, layer: BankLayer) -> Slot:
-        device = layer.weight.device
-        factors, rows = adapter.factors.get(path), self._tied(adapter).get(path)
-        slot = Slot(adapter.spec.scale_of(path))
-
-        def own(tensor: Tensor | None) -> Tensor | None:
-            # a copy, in fp32 at least: an adapter in half precision is widened without loss, as in PEFT
-            if tensor is None:
-                return None
-            return tensor.detach().to(device, torch.promote_types(tensor.dtype, torch.float32), copy=True)
-
-        slot.fill(base_bias=own(adapter.biases.get(path)))
-        if factors is not None:
-            slot.fill(A=own(factors.A), B=own(factors.B), lora_bias=own(factors.bias), magnitude=own(factors.magnitude))
-        if rows is not None:
-            source, numbers = rows
-            shared = self._token_parameter(adapter, source)
-            slot.fill(token_rows=torch.tensor(numbers, device=device))
-            slot.tokens = shared if shared is not None else nn.Parameter(cast(Tensor, own(adapter.tokens[source])))
-            slot.tokens.requires_grad_(False)
-        return slot
-
-    def _tied(self, adapter: Adapter) -> dict[str, tuple[str, tuple[int, ...]]]:
-        """The modules with replaced rows, also an output layer tied to one: path -> (its source, rows)."""
-        found = {path: (path, rows) for path, rows in token_paths(adapter.spec, self.modules).items()}
-        for path, (source, rows) in list(found.items()):
-            for other, module in self.modules.items():
-                tied = isinstance(module, nn.Linear) and module.weight is self.modules[path].weight
-                if tied:
-                    found[other] = (source, rows)
-        return found
-
-    def _token_parameter(self, adapter: Adapter, source: str) -> nn.Parameter | None:
-        """The parameter that the tied partner of this install already holds, so that both train as one."""
-        key = f"s{self._made}"
-        layer = self._wrapped.get(source)
-        slot = layer.slots[key] if isinstance(layer, BankLayer) and key in layer.slots else None
-        return cast("nn.Parameter | None", getattr(slot, "tokens", None))
-
-    def _wrap(self, path: str, kind: type[BankLayer] | type[SavedModule]) -> nn.Module:
-        layer = self._wrapped.get(path)
-        if layer is None:
-            layer = kind(self.modules[path], path, self.routing)
-            _set_module(self.model, path, layer)
-            self._wrapped[path] = layer
-        if not isinstance(layer, kind):
-            raise AdapterError(
-                f"one adapter replaces {path} whole and another updates it; a bank cannot hold both",
-                "keep them in two banks",
-            )
-        return layer
-
-    def _drop(self, slot: str) -> None:
-        for path, layer in list(self._wrapped.items()):
-            held = layer.slots if isinstance(layer, BankLayer) else layer.copies
-            if slot in held:
-                del held[slot]
-            if not held:
-                _set_module(self.model, path, self.modules[path])
-                del self._wrapped[path]
-
-    def _modules_of(self, name: str) -> list[nn.Module]:
-        slot = self._slot(name)
-        held = [layer.slots if isinstance(layer, BankLayer) else layer.copies for layer in self._wrapped.values()]
-        return [modules[slot] for modules in held if slot in modules]
+        self._installed.put(slot, adapter)
+        return slot, adapter, found
 
     def _live(self, name: str) -> Adapter:
-        """The adapter with the bank's own parameters in place of the tensors it came with."""
-        slot, adapter = self._slot(name), self._adapters[name]
-        live = Adapter(adapter.spec, {}, base_hash=adapter.base_hash)
-        for path, layer in self._wrapped.items():
-            if isinstance(layer, SavedModule) and slot in layer.copies:
-                for key, parameter in layer.copies[slot].named_parameters():
-                    live.saved[f"{path}.{key}"] = parameter
-            elif isinstance(layer, BankLayer) and slot in layer.slots:
-                held = cast(Slot, layer.slots[slot])
-                if held.A is not None:
-                    from scumble.lora.adapter import Factors
+        return self._installed.live(self._slot(name), self._adapters[name])
 
-                    live.factors[path] = Factors(held.A, held.B, held.lora_bias, held.magnitude, layer.embedding)
-                if held.base_bias is not None:
-                    live.biases[path] = held.base_bias
-                if held.tokens is not None and path in adapter.tokens:
-                    live.tokens[path] = held.tokens
-        return live
+    def _states(self) -> list[RoutingState]:
+        """The weights in use, and those that a `using` will go back to."""
+        return [self.routing.state(), *self._suspended]
 
     def _slot(self, name: str) -> str:
         if name not in self._slots:
@@ -307,10 +246,7 @@ class Bank:
         for name, weight in weights.items():
             part = self._adapters[name].exclusive if name in self._adapters else None
             if part and (len(weights) > 1 or weight != 1.0):
-                raise AdapterError(
-                    f"{name!r} has {part}, which belong to one adapter and are not blended",
-                    f"use {name!r} alone, with weight 1",
-                )
+                raise _not_blended(name, part)
         return {self._slot(name): weight for name, weight in weights.items()}
 
     def _warn_of_another_base(self, name: str, adapter: Adapter) -> None:
@@ -325,7 +261,7 @@ class Bank:
         seen = kwargs.get("input_ids")
         seen = kwargs.get("inputs_embeds") if seen is None else seen
         seen = args[0] if seen is None and args else seen
-        if isinstance(seen, Tensor):
+        if isinstance(seen, Tensor) and seen.ndim > 1:
             self.routing.shape = (int(seen.shape[0]), int(seen.shape[1]))
             self.routing.check()
 
@@ -335,21 +271,8 @@ def _is_causal(base: Any) -> bool:
     return isinstance(base, nn.Module)
 
 
-def _set_module(model: nn.Module, path: str, module: nn.Module) -> None:
-    parent, _, last = path.rpartition(".")
-    holder = model.get_submodule(parent)
-    # a parent that is itself wrapped holds its children in its base
-    setattr(getattr(holder, "base", holder) if isinstance(holder, SavedModule) else holder, last, module)
-
-
-def _renamed(
-    state: tuple[dict[str, float], Tensor | None, list[str]], old: str, new: str
-) -> tuple[dict[str, float], Tensor | None, list[str]]:
-    uniform, matrix, columns = state
-    return (
-        {new if slot == old else slot: weight for slot, weight in uniform.items()},
-        matrix,
-        [new if slot == old else slot for slot in columns],
+def _not_blended(name: str, part: str) -> AdapterError:
+    return AdapterError(
+        f"{name!r} has {part}, which belong to one adapter and are not blended",
+        f"use {name!r} alone, with weight 1",
     )
-
-

@@ -50,7 +50,9 @@ def keep_mask(key: int, marks: TokenMarks, features: int, rate: float) -> Tensor
     Returns:
         (batch, sequence, features), True where x stays.
     """
-    step = _mix(torch.tensor(key, dtype=torch.int64, device=marks.examples.device) + marks.step * _GOLDEN % 2**62)
+    step = _mix(
+        torch.tensor(key, dtype=torch.int64, device=marks.examples.device) + marks.step * _GOLDEN % 2**62
+    )
     row = _mix(_mix(marks.examples.to(torch.int64) + step) + marks.positions.to(torch.int64))
     column = _mix(torch.arange(features, dtype=torch.int64, device=row.device) * _GOLDEN + step)
     bits = _mix(row.unsqueeze(-1) + column)

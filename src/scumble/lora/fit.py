@@ -5,8 +5,9 @@ Knows module paths, classes and shapes; computes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
+from typing import cast
 
 import torch
 from torch import nn
@@ -57,7 +58,9 @@ def reached(spec: LoraSpec, modules: Mapping[str, nn.Module], head: nn.Module | 
     """
     if spec.targets == ALL_LINEAR:
         linear = [p for p, m in modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not head]
-        open_to_all = LoraSpec(targets=r".*", exclude_modules=spec.exclude_modules, modules_to_save=spec.modules_to_save)
+        open_to_all = LoraSpec(
+            targets=r".*", exclude_modules=spec.exclude_modules, modules_to_save=spec.modules_to_save
+        )
         found = [path for path in linear if open_to_all.matches(path)]
     else:
         found = [path for path in modules if path and spec.matches(path)]
@@ -83,13 +86,12 @@ def fit(adapter: Adapter, modules: Mapping[str, nn.Module], head: nn.Module | No
     Raises:
         AdapterError: a partial match, or a shape that differs; the first few names are shown.
     """
-    wanted = set(reached(adapter.spec, modules, head)) if adapter.factors or not _has_others(adapter) else set()
-    wanted |= saved_paths(adapter.spec, modules)
-    wanted |= {path for path, _ in token_paths(adapter.spec, modules).items()}
-    have = set(adapter.factors) | set(adapter.tokens) | {_owner(name, wanted) for name in adapter.saved}
-    biased = {path for path in adapter.biases if getattr(modules.get(path), "bias", None) is not None}
-    unexpected = (have - wanted) | (set(adapter.biases) - biased)
-    result = Fit(tuple(sorted(have & wanted)), tuple(sorted(wanted - have)), tuple(sorted(unexpected)))
+    updated = set(reached(adapter.spec, modules, head))
+    replaced, tokens = saved_paths(adapter.spec, modules), token_paths(adapter.spec, modules)
+    # what an adapter holds and what it should hold, by module; a bias and an update may stand at one path
+    biased = set(adapter.biases), biased_paths(adapter.spec, modules, updated)
+    saved = _owners(adapter.saved), _owners(n for path in replaced for n in tensors_inside(modules, path))
+    result = _compare((set(adapter.factors), updated), (set(adapter.tokens), set(tokens)), biased, saved)
     if result.missing or result.unexpected:
         raise AdapterError(
             f"{title} fits the base only in part: {len(result.matched)} modules match, "
@@ -97,19 +99,28 @@ def fit(adapter: Adapter, modules: Mapping[str, nn.Module], head: nn.Module | No
             f"{len(result.unexpected)} have no place{_names(result.unexpected)}",
             "it belongs to another base; name that one with --base",
         )
+    inner = [p for p in (*updated, *tokens, *biased[1], *replaced) for q in replaced if p.startswith(q + ".")]
+    if inner or replaced & (updated | set(tokens) | biased[1]):
+        both = sorted({*inner, *(replaced & (updated | set(tokens) | biased[1]))})
+        raise AdapterError(
+            f"{title} both replaces and updates {', '.join(both[:SHOWN])}", "do one of the two"
+        )
     for path, factors in adapter.factors.items():
         _check_shape(path, factors, modules[path], title)
+    _check_others(adapter, modules, tokens, title)
     _check_copies(adapter, modules, title)
     return result
 
 
 def saved_paths(spec: LoraSpec, modules: Mapping[str, nn.Module]) -> set[str]:
     """The modules that `modules_to_save` names. Raises `AdapterError` where a name matches none."""
-    found = {name: {p for p in modules if named_by(p, [name])} for name in spec.modules_to_save}
+    found = {name: {p for p in modules if p and p.endswith(name)} for name in spec.modules_to_save}
     for name, paths in found.items():
         if not paths:
             names = nearest_names(name, modules)
-            raise AdapterError(f"modules_to_save names {name!r}, which the base lacks", f"it has {', '.join(names)}")
+            raise AdapterError(
+                f"modules_to_save names {name!r}, which the base lacks", f"it has {', '.join(names)}"
+            )
     return {path for paths in found.values() for path in paths}
 
 
@@ -117,25 +128,110 @@ def token_paths(spec: LoraSpec, modules: Mapping[str, nn.Module]) -> dict[str, t
     """The embeddings of which rows are trained, and the rows. Raises `AdapterError` where one is not there."""
     found: dict[str, tuple[int, ...]] = {}
     for name, rows in spec.trainable_token_indices.items():
-        embeddings = [p for p, m in modules.items() if isinstance(m, nn.Embedding) and (not name or named_by(p, [name]))]
+        embeddings = [
+            p for p, m in modules.items() if isinstance(m, nn.Embedding) and (not name or named_by(p, [name]))
+        ]
         if not embeddings:
             raise AdapterError(f"trainable_token_indices names {name!r}, which is no embedding of the base")
         module = modules[embeddings[0]]
         assert isinstance(module, nn.Embedding)
         if any(not 0 <= row < module.num_embeddings for row in rows):
-            raise AdapterError(f"trainable_token_indices reaches outside the {module.num_embeddings} tokens of the base")
+            raise AdapterError(
+                f"trainable_token_indices reaches outside the {module.num_embeddings} tokens of the base"
+            )
         found[embeddings[0]] = rows
     return found
 
 
-def _owner(parameter: str, wanted: set[str]) -> str:
-    """The module to save that a parameter belongs to, or the parameter's own path where none does."""
-    owners = [path for path in wanted if parameter.startswith(path + ".")]
-    return max(owners, key=len) if owners else parameter
+def biased_paths(spec: LoraSpec, modules: Mapping[str, nn.Module], updated: Collection[str]) -> set[str]:
+    """The modules whose own bias a spec trains: all, or those that its updates reach (`updated`), or none."""
+    if spec.bias == "none":
+        return set()
+    has = {
+        path for path, module in modules.items() if isinstance(getattr(module, "bias", None), nn.Parameter)
+    }
+    return has if spec.bias == "all" else has & set(updated)
 
 
-def _has_others(adapter: Adapter) -> bool:
-    return bool(adapter.biases or adapter.saved or adapter.tokens)
+def refuse_fused_experts(spec: LoraSpec, model: nn.Module) -> None:
+    """Raise `AdapterError` where PEFT would read a target as fused experts (parameters, not modules).
+
+    The experts of a mixture are 3-D parameters in transformers 5. PEFT turns targets that named their layers
+    before (`gate_proj`, `w1`, also through `all-linear`) into `target_parameters`, so that an adapter written
+    with them would mean something else there.
+    """
+    if not any(parameter.ndim == 3 for parameter in model.parameters()):
+        return
+    from peft import LoraConfig
+    from peft.utils.transformers_weight_conversion import convert_peft_config_for_transformers
+
+    config = LoraConfig(target_modules=spec.targets if isinstance(spec.targets, str) else list(spec.targets))
+    try:
+        convert_peft_config_for_transformers(config, model=model, conversions=None)
+        fused = sorted(config.target_parameters or ())
+    except ValueError as error:
+        fused = [str(error)]
+    if isinstance(spec.targets, tuple):
+        modules = dict(model.named_modules())
+        names = {name.rpartition(".")[2] for name, p in model.named_parameters() if p.ndim == 3}
+        fused += [n for n in spec.targets if n in names and not any(named_by(path, [n]) for path in modules)]
+    if fused:
+        raise AdapterError(
+            f"the targets {_shown(spec.targets)} reach fused experts ({', '.join(fused)}), for which PEFT uses "
+            "target_parameters; they are not computed here",
+            "name the attention's layers alone, such as --targets standard",
+        )
+
+
+def _owners(names: Iterable[str]) -> set[str]:
+    """The modules that tensors belong to."""
+    return {name.rpartition(".")[0] for name in names}
+
+
+def _compare(*pairs: tuple[set[str], set[str]]) -> Fit:
+    """Put together, for each kind of tensor, which modules have it and which should."""
+    parts = [[have & want, want - have, have - want] for have, want in pairs]
+    matched, missing, unexpected = (
+        tuple(sorted(set().union(*column))) for column in zip(*parts, strict=True)
+    )
+    return Fit(matched, missing, unexpected)
+
+
+def _check_others(
+    adapter: Adapter, modules: Mapping[str, nn.Module], tokens: Mapping[str, Sized], title: str
+) -> None:
+    """The shapes of what is no low-rank update: biases, saved tensors, token rows."""
+    own: dict[str, torch.Tensor] = {}
+    for path in saved_paths(adapter.spec, modules):
+        own |= tensors_inside(modules, path)
+    if set(own) != set(adapter.saved):
+        odd = sorted(set(own) ^ set(adapter.saved))
+        raise AdapterError(
+            f"{title} lacks, or has one too many of, {', '.join(odd[:SHOWN])}", "the file is damaged"
+        )
+    pairs = [(name, tensor.shape, own[name].shape) for name, tensor in adapter.saved.items()]
+    for path, bias in adapter.biases.items():
+        pairs.append((f"{path}.bias", bias.shape, cast(torch.Tensor, modules[path].bias).shape))
+    for path, rows in adapter.tokens.items():
+        width = cast(torch.Tensor, modules[path].weight).shape[1]
+        pairs.append((f"the token rows of {path}", rows.shape, torch.Size([len(tokens[path]), width])))
+    for name, has, wanted in pairs:
+        if has != wanted:
+            raise AdapterError(
+                f"{title}: {name} has shape {tuple(has)}, and the base's is {tuple(wanted)}",
+                "it belongs to another base; name that one with --base",
+            )
+
+
+def tensors_inside(modules: Mapping[str, nn.Module], path: str) -> dict[str, torch.Tensor]:
+    """What a module's state holds, by whole path: of its own modules, not of what a bank wrapped in it."""
+    found: dict[str, torch.Tensor] = {}
+    for owner, module in modules.items():
+        if owner == path or owner.startswith(path + "."):
+            own = [*module.named_parameters(recurse=False), *module.named_buffers(recurse=False)]
+            passing = module._non_persistent_buffers_set
+            found |= {f"{owner}.{name}": tensor for name, tensor in own if name not in passing}
+    return found
 
 
 def _check_shape(path: str, factors: Factors, module: nn.Module, title: str) -> None:
@@ -155,7 +251,11 @@ def _check_copies(adapter: Adapter, modules: Mapping[str, nn.Module], title: str
     """PEFT writes the embeddings beside an adapter that targets them; they must be the base's own."""
     for path, tensor in adapter.copies.items():
         own = getattr(modules.get(path), "weight", None)
-        if own is None or own.shape != tensor.shape or not torch.equal(own.detach().cpu(), tensor.to(own.dtype).cpu()):
+        if (
+            own is None
+            or own.shape != tensor.shape
+            or not torch.equal(own.detach().cpu(), tensor.to(own.dtype).cpu())
+        ):
             raise AdapterError(
                 f"{title} carries a weight of {path} that differs from the base's",
                 "its vocabulary was resized or retrained; that is not supported, except through modules_to_save",

@@ -16,13 +16,15 @@ from torch import Tensor, nn
 
 from scumble.lora.adapter import Adapter, Factors
 from scumble.lora.dropout import module_key
-from scumble.lora.fit import reached, saved_paths, token_paths
+from scumble.lora.fit import biased_paths, reached, saved_paths, tensors_inside, token_paths
 from scumble.lora.layer import BankLayer
 from scumble.lora.routing import Routing
 from scumble.lora.spec import LoraSpec
 
 
-def fresh_adapter(spec: LoraSpec, modules: Mapping[str, nn.Module], head: nn.Module | None, seed: int) -> Adapter:
+def fresh_adapter(
+    spec: LoraSpec, modules: Mapping[str, nn.Module], head: nn.Module | None, seed: int
+) -> Adapter:
     """An adapter of `spec` for the base whose modules are given, in fp32 on the CPU.
 
     Args:
@@ -34,17 +36,16 @@ def fresh_adapter(spec: LoraSpec, modules: Mapping[str, nn.Module], head: nn.Mod
     Raises:
         AdapterError: the targets match nothing.
     """
-    adapter = Adapter(spec, {path: _factors(spec, path, modules[path], seed) for path in reached(spec, modules, head)})
+    adapter = Adapter(
+        spec, {path: _factors(spec, path, modules[path], seed) for path in reached(spec, modules, head)}
+    )
     for path in saved_paths(spec, modules):
-        for name, parameter in modules[path].named_parameters():
-            adapter.saved[f"{path}.{name}"] = parameter.detach().to("cpu", copy=True)
+        for name, tensor in tensors_inside(modules, path).items():
+            adapter.saved[name] = tensor.detach().to("cpu", copy=True)
     for path, rows in token_paths(spec, modules).items():
         adapter.tokens[path] = cast(Tensor, modules[path].weight)[list(rows)].detach().to("cpu", copy=True)
-    if spec.bias != "none":
-        for path, module in modules.items():
-            bias = getattr(module, "bias", None)
-            if isinstance(bias, nn.Parameter) and (spec.bias == "all" or path in adapter.factors):
-                adapter.biases[path] = bias.detach().to("cpu", copy=True)
+    for path in biased_paths(spec, modules, adapter.factors):
+        adapter.biases[path] = cast(Tensor, modules[path].bias).detach().to("cpu", copy=True)
     return adapter
 
 

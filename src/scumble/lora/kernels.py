@@ -52,7 +52,7 @@ def low_rank_update(x: Tensor, terms: Sequence[Term], *, embedding: bool = False
     Returns:
         (..., out) in the type of the factors.
     """
-    if len(terms) > 1 and not embedding and x.ndim == 3 and _rows_differ(terms):
+    if len(terms) > 1 and not embedding and x.ndim == 3 and _rows_differ(terms, x.shape[0]):
         tokens = x.shape[0] * x.shape[1]
         if tokens >= SEGMENTS_FROM:
             return segments(x, terms)
@@ -84,8 +84,8 @@ def segments(x: Tensor, terms: Sequence[Term]) -> Tensor:
     return out
 
 
-def _rows_differ(terms: Sequence[Term]) -> bool:
-    return any(isinstance(term.weight, Tensor) for term in terms)
+def _rows_differ(terms: Sequence[Term], rows: int) -> bool:
+    return any(isinstance(term.weight, Tensor) and term.weight.shape[0] == rows for term in terms)
 
 
 def _rank_weights(terms: Sequence[Term], h: Tensor) -> Tensor | float:

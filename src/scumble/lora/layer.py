@@ -11,7 +11,7 @@ the routing's to say.
 
 from __future__ import annotations
 
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -38,6 +38,15 @@ class Slot(nn.Module):
         dropout: share of x dropped before A in training, under `seed`.
     """
 
+    # A and B are there together or not at all, which is asked of A where it matters
+    A: Tensor
+    B: Tensor
+    lora_bias: Tensor | None
+    magnitude: Tensor | None
+    base_bias: Tensor | None
+    tokens: Tensor | None
+    token_rows: Tensor | None
+
     def __init__(self, scale: float = 1.0, dropout: float = 0.0, seed: int = 0) -> None:
         super().__init__()
         self.scale, self.dropout, self.seed = scale, dropout, seed
@@ -50,22 +59,28 @@ class Slot(nn.Module):
         """Set tensors by name; the slot trains nothing until told to."""
         for name, tensor in tensors.items():
             if tensor is not None:
-                setattr(self, name, tensor if name == "token_rows" else nn.Parameter(tensor, requires_grad=False))
+                setattr(
+                    self, name, tensor if name == "token_rows" else nn.Parameter(tensor, requires_grad=False)
+                )
         return self
 
     def gain(self, weight: Tensor) -> Tensor:
         """DoRA's g = m / |W + s B A|, (out,); `weight` is W as (out, in)."""
         norm = None
-        stamp = (self.A._version, self.B._version, weight._version, weight.data_ptr())
-        if self._norm is not None and self._norm[0] == stamp:
+        tensors = (self.A, self.B, weight)
+        # a tensor that trains is not trusted to count its changes: `.data` and kernels of some optimizers do not
+        stamp = None
+        if not (self.A.requires_grad or self.B.requires_grad or any(t.is_inference() for t in tensors)):
+            stamp = tuple(number for t in tensors for number in (t._version, t.data_ptr()))
+        if stamp is not None and self._norm is not None and self._norm[0] == stamp:
             norm = self._norm[1]
         if norm is None:
             with torch.no_grad():
                 # the sum in full rather than by its expansion, in which nearly equal terms would cancel
                 full = torch.addmm(weight.to(self.B.dtype), self.B, self.A, alpha=self.scale)
                 norm = torch.linalg.vector_norm(full, dim=1)
-            self._norm = (stamp, norm)
-        return self.magnitude / norm
+            self._norm = None if stamp is None else (stamp, norm)
+        return cast(Tensor, self.magnitude) / norm
 
 
 class BankLayer(nn.Module):
@@ -94,7 +109,7 @@ class BankLayer(nn.Module):
         """The base's own bias, likewise."""
         return cast("Tensor | None", getattr(self.base, "bias", None))
 
-    def __getattr__(self, name: str) -> object:
+    def __getattr__(self, name: str) -> Any:
         # what code outside asks of the module it knew (`in_features`, `padding_idx`) is the base's to answer
         try:
             return super().__getattr__(name)
@@ -104,19 +119,19 @@ class BankLayer(nn.Module):
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The base's output and the update of every adapter that acts; shapes are the base's own."""
         y = cast(Tensor, self.base(x, *args, **kwargs))
-        active = self.routing.active(self.slots)
+        active = self.routing.active(self.slots.keys())
         if not active:
             return y
-        weights = {name: self.routing.weight(name, y.shape[:-1], self.path) for name in active}
+        kind = torch.promote_types(y.dtype, torch.float32)  # a weight of 0.7 is not rounded to bf16
         terms: list[Term] = []
         extra: Tensor | float = 0.0
-        for name, weight in weights.items():
+        for name in active:
             slot = cast(Slot, self.slots[name])
-            weight = weight.to(device=y.device, dtype=y.dtype) if isinstance(weight, Tensor) else weight
-            if slot.A is not None:
-                if slot.dropout and self.routing.marks is not None:
-                    extra = extra + self._dropped(slot, x, weight)
-                    continue
+            weight = self.routing.weight(name, y.shape[:-1], self.path, device=y.device, dtype=kind)
+            if slot.A is not None and slot.dropout and self.routing.marks is not None and not self.embedding:
+                # an embedding reads token ids, of which nothing is dropped, as in PEFT
+                extra = extra + self._dropped(slot, x, weight)
+            elif slot.A is not None:
                 B, magnified = self._magnified(slot, y)
                 terms.append(Term(slot.A, B, slot.scale, weight))
                 extra = extra + weight * magnified
@@ -160,7 +175,7 @@ class BankLayer(nn.Module):
     def _dropped(self, slot: Slot, x: Tensor, weight: Weight) -> Tensor:
         """One slot's update with dropout on what A reads (and, for DoRA as in PEFT, on what W reads)."""
         marks = self.routing.marks
-        if self.embedding or marks is None or x.shape[:2] != marks.examples.shape:
+        if marks is None or x.shape[:2] != marks.examples.shape:
             raise AdapterError(
                 f"dropout cannot be computed at {self.path}: it does not see the batch as (rows, sequence, features)",
                 "train with dropout 0",
@@ -171,7 +186,7 @@ class BankLayer(nn.Module):
         if slot.magnitude is not None:
             B, magnified = self._magnified(slot, cast(Tensor, self.base(dropped)))  # type: ignore[assignment]
         update = low_rank_update(dropped, [Term(slot.A, B, slot.scale, weight)])
-        return update + weight * magnified + weight * self._constant(slot)
+        return update + weight * magnified
 
     def _token_rows(self, slot: Slot, x: Tensor, y: Tensor, weight: Weight) -> Tensor | float:
         """The change that replaced rows of an embedding, or of an output layer tied to it, make to y."""

@@ -57,7 +57,7 @@ def parse_mixture(mixture: Mixture) -> dict[str, float]:
 
 def format_mixture(weights: Mapping[str, float]) -> str:
     """Write a mixture as text that `parse_mixture` reads back to the same weights."""
-    terms = [name if weight == 1.0 else f"{name}*{weight!r}" for name, weight in weights.items()]
+    terms = [name if weight == 1.0 else f"{name}*{float(weight)!r}" for name, weight in weights.items()]
     return "+".join(terms) or "base"
 
 

@@ -7,7 +7,7 @@ each row, or one for each token. Knows slots by number, and nothing of factors.
 from __future__ import annotations
 
 from collections.abc import Container, Mapping, Sequence
-from typing import TypeAlias
+from typing import NamedTuple, TypeAlias
 
 import torch
 from torch import Tensor
@@ -16,6 +16,29 @@ from scumble.errors import AdapterError
 from scumble.lora.dropout import TokenMarks
 
 Weight: TypeAlias = float | Tensor
+
+
+class RoutingState(NamedTuple):
+    """The weights at one moment: `uniform` for all tokens, or a matrix with a column for each slot."""
+
+    uniform: dict[str, float]
+    matrix: Tensor | None
+    columns: list[str]
+    rows: int | None
+
+    def uses(self, slot: str) -> bool:
+        """Whether any token gives the slot a weight."""
+        return slot in self.uniform or slot in self.columns
+
+    def blends(self, slot: str) -> bool:
+        """Whether any token gives the slot another weight than 1, or another slot a weight beside it."""
+        if self.matrix is None:
+            return slot in self.uniform and self.uniform != {slot: 1.0}
+        if slot not in self.columns:
+            return False
+        mine = self.matrix[..., self.columns.index(slot)]
+        alone = mine.eq(1) & self.matrix.ne(0).sum(dim=-1).eq(1)
+        return bool((mine.ne(0) & ~alone).any())
 
 
 class Routing:
@@ -30,70 +53,93 @@ class Routing:
     def __init__(self) -> None:
         self.shape: tuple[int, int] = (1, 1)
         self.marks: TokenMarks | None = None
-        self._uniform: dict[str, float] = {}
-        self._matrix: Tensor | None = None  # (rows, slots) or (rows, sequence, slots)
-        self._columns: list[str] = []
+        self._state = RoutingState({}, None, [], None)
+        self._moved: dict[tuple[torch.device | None, torch.dtype | None], Tensor] = {}
 
-    def set_uniform(self, weights: Mapping[str, float]) -> None:
-        """Give every token the same weights, by slot."""
-        self._uniform, self._matrix, self._columns = dict(weights), None, []
+    def set_uniform(self, weights: Mapping[str, float], rows: int | None = None) -> None:
+        """Give every token the same weights, by slot; with `rows`, batches must have so many rows."""
+        self.restore(RoutingState(dict(weights), None, [], rows))
 
     def set_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
         """Give each row of the batch its own weights, by slot."""
         if all(row == rows[0] for row in rows):
-            self.set_uniform(rows[0])
+            self.set_uniform(rows[0], len(rows))
             return
         columns = sorted({slot for row in rows for slot in row})
-        self.set_matrix(torch.tensor([[row.get(slot, 0.0) for slot in columns] for row in rows]), columns)
+        weights = [[row.get(slot, 0.0) for slot in columns] for row in rows]
+        self.set_matrix(torch.tensor(weights, dtype=torch.float64), columns)
 
     def set_matrix(self, matrix: Tensor, columns: Sequence[str]) -> None:
         """Give weights by row, (rows, slots), or by token, (rows, sequence, slots)."""
-        self._uniform, self._matrix, self._columns = {}, matrix, list(columns)
+        self.restore(RoutingState({}, matrix, list(columns), int(matrix.shape[0])))
 
-    def state(self) -> tuple[dict[str, float], Tensor | None, list[str]]:
+    def state(self) -> RoutingState:
         """What `restore` takes back."""
-        return self._uniform, self._matrix, self._columns
+        return self._state
 
-    def restore(self, state: tuple[dict[str, float], Tensor | None, list[str]]) -> None:
+    def restore(self, state: RoutingState) -> None:
         """Go back to an earlier state."""
-        self._uniform, self._matrix, self._columns = state
+        self._state = state
+        self._moved.clear()
 
     def uses(self, slot: str) -> bool:
         """Whether any token gives the slot a weight."""
-        return slot in self._uniform or slot in self._columns
+        return self._state.uses(slot)
 
     def active(self, slots: Container[str]) -> list[str]:
         """Those of `slots` that act on some token, in a fixed order."""
-        return [slot for slot in (self._uniform if self._matrix is None else self._columns) if slot in slots]
+        return [
+            slot
+            for slot in (self._state.uniform if self._state.matrix is None else self._state.columns)
+            if slot in slots
+        ]
 
     def check(self) -> None:
         """Raise `AdapterError` where the weights were set for another number of rows than the batch has."""
-        if self._matrix is None:
+        state = self._state
+        if state.rows is None:
             return
-        wanted = tuple(self._matrix.shape[:-1])
+        wanted = (state.rows,) if state.matrix is None else tuple(state.matrix.shape[:-1])
         if wanted != self.shape[: len(wanted)]:
             raise AdapterError(
                 f"weights were set for {'x'.join(map(str, wanted))} rows and the batch is {self.shape[0]}x{self.shape[1]}",
                 "call use_rows with one mixture for each row of the batch, or use() for all of them",
             )
 
-    def weight(self, slot: str, lead: Sequence[int], path: str) -> Weight:
+    def weight(
+        self,
+        slot: str,
+        lead: Sequence[int],
+        path: str,
+        *,
+        device: torch.device | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Weight:
         """The weight of one slot for the output of one module.
 
         Args:
             slot: the slot.
             lead: the module's output shape without its features: (batch, sequence'), (batch x sequence,).
             path: the module, for the error.
+            device, dtype: of the tensor, where it is one.
 
         Returns:
             A number, or a tensor that broadcasts over `lead` and the features.
         """
-        if self._matrix is None:
-            return self._uniform[slot]
-        column = self._matrix[..., self._columns.index(slot)]  # (rows,) or (rows, sequence)
+        state = self._state
+        if state.matrix is None:
+            return state.uniform[slot]
+        # moved once for all layers, not once for each
+        matrix = self._moved.get((device, dtype))
+        if matrix is None:
+            matrix = self._moved[device, dtype] = state.matrix.to(dtype=dtype).to(device=device)
+        column = matrix[..., state.columns.index(slot)]  # (rows,) or (rows, sequence)
         rows, length = self.shape
         by_token = column.ndim == 2
         if len(lead) == 2 and lead[0] == rows and (not by_token or lead[1] == length):
+            return column.reshape(rows, -1, 1)
+        if len(lead) == 2 and lead[0] == 1 and lead[1] == length:
+            # computed once for all rows, as position embeddings are: from here on each row has its own
             return column.reshape(rows, -1, 1)
         if len(lead) == 1 and lead[0] == rows * length:
             return column.reshape(rows, -1).expand(rows, length).reshape(-1, 1)

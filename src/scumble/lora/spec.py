@@ -43,8 +43,22 @@ REFUSED = {
 REFUSED_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
 # These are in the file, and have no effect on the forward pass of what it holds.
 HARMLESS = frozenset(
-    "peft_type task_type auto_mapping peft_version inference_mode revision runtime_config megatron_core "
-    "loftq_config eva_config corda_config lora_ga_config qalora_group_size init_lora_weights".split()
+    [
+        "peft_type",
+        "task_type",
+        "auto_mapping",
+        "peft_version",
+        "inference_mode",
+        "revision",
+        "runtime_config",
+        "megatron_core",
+        "loftq_config",
+        "eva_config",
+        "corda_config",
+        "lora_ga_config",
+        "qalora_group_size",
+        "init_lora_weights",
+    ]
 )
 
 
@@ -92,12 +106,18 @@ class LoraSpec:
         object.__setattr__(self, "targets", expand_targets(self.targets))
         for rank in (self.rank, *self.rank_pattern.values()):
             if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
-                raise AdapterError(f"the rank is {rank!r}", "a rank is a whole number, 1 or more; 8 is a good start")
+                raise AdapterError(
+                    f"the rank is {rank!r}", "a rank is a whole number, 1 or more; 8 is a good start"
+                )
         for alpha in (self.alpha, *self.alpha_pattern.values()):
             if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
-                raise AdapterError(f"alpha is {alpha!r}", "alpha is a positive number; twice the rank is usual")
+                raise AdapterError(
+                    f"alpha is {alpha!r}", "alpha is a positive number; twice the rank is usual"
+                )
         if not 0 <= self.dropout < 1:
-            raise AdapterError(f"dropout is {self.dropout!r}", "it is a share from 0 up to, but not including, 1")
+            raise AdapterError(
+                f"dropout is {self.dropout!r}", "it is a share from 0 up to, but not including, 1"
+            )
         if self.bias not in ("none", "all", "lora_only"):
             raise AdapterError(f"bias is {self.bias!r}", "it is none, all or lora_only")
         if self.dora and self.lora_bias:
@@ -109,6 +129,9 @@ class LoraSpec:
             )
         if self.layers_pattern and not self.layers_to_transform:
             raise AdapterError("layers_pattern is given without layers_to_transform", "say which layers")
+        for rows in self.trainable_token_indices.values():
+            if len(set(rows)) != len(rows):
+                raise AdapterError("trainable_token_indices names a token twice", "name each token once")
         for pattern in (*self.rank_pattern, *self.alpha_pattern):
             check_pattern(pattern)
         if isinstance(self.exclude_modules, str):
@@ -136,11 +159,32 @@ class LoraSpec:
             return self.targets != ALL_LINEAR and re.fullmatch(self.targets, path) is not None
         if not named_by(path, self.targets):
             return False
-        return not self.layers_to_transform or layer_index(path, self.layers_pattern) in self.layers_to_transform
+        # a whole path in the list is reached whatever its layer, as in PEFT
+        return (
+            path in self.targets
+            or not self.layers_to_transform
+            or layer_index(path, self.layers_pattern) in self.layers_to_transform
+        )
 
     def replaces(self, path: str) -> bool:
         """Whether the module at `path` lies in one of `modules_to_save`."""
         return any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", path) for name in self.modules_to_save)
+
+    def saves(self, path: str) -> bool:
+        """Whether the module at `path` is one of `modules_to_save`: its path ends in a name, as PEFT matches."""
+        return any(path.endswith(name) for name in self.modules_to_save)
+
+    def shape(self) -> dict[str, Any]:
+        """What decides which tensors an adapter has and what they compute: not its base's name, not dropout."""
+        free = ("base_model_name_or_path", "lora_dropout", "fan_in_fan_out")
+        return {key: value for key, value in self.to_peft().items() if key not in free}
+
+    def difference(self, other: LoraSpec) -> str:
+        """The keys of `shape` in which another spec differs, with both values."""
+        mine, theirs = self.shape(), other.shape()
+        return ", ".join(
+            f"{key} is {mine[key]}, not {theirs[key]}" for key in mine if mine[key] != theirs[key]
+        )
 
     def with_base(self, name: str | None) -> LoraSpec:
         """The same, for a base of another name."""
@@ -182,7 +226,7 @@ class LoraSpec:
         """
         values = dict(config if isinstance(config, Mapping) else config.to_dict())
         refuse_what_is_not_exact(values)
-        tokens = values.get("trainable_token_indices")
+        tokens, layers = values.get("trainable_token_indices"), values.get("layers_to_transform")
         try:
             return cls(
                 rank=values.get("r", 8),
@@ -195,8 +239,9 @@ class LoraSpec:
                 bias=values.get("bias", "none"),
                 rank_pattern=values.get("rank_pattern") or {},
                 alpha_pattern=values.get("alpha_pattern") or {},
-                layers_to_transform=_tuple(values.get("layers_to_transform"), int),
-                layers_pattern=_tuple(values.get("layers_pattern"), str),
+                layers_to_transform=_tuple(layers, int),
+                # an empty list of layers means every layer, and the pattern has nothing to say
+                layers_pattern=() if layers == [] else _tuple(values.get("layers_pattern"), str),
                 exclude_modules=_exclusions(values.get("exclude_modules")),
                 modules_to_save=_tuple(values.get("modules_to_save"), str),
                 trainable_token_indices=_tokens(tokens),
@@ -215,7 +260,9 @@ def refuse_what_is_not_exact(values: Mapping[str, Any]) -> None:
     kind = getattr(values.get("peft_type"), "value", values.get("peft_type"))
     hint = "load it with PEFT itself, or train a plain LoRA adapter"
     if kind != "LORA":
-        raise AdapterError(f"{kind or 'an adapter without peft_type'} is not LoRA, and is not computed here", hint)
+        raise AdapterError(
+            f"{kind or 'an adapter without peft_type'} is not LoRA, and is not computed here", hint
+        )
     for key, title in REFUSED.items():
         # an empty dict is a configuration with its defaults; None, False and [] ask for nothing
         if values.get(key) not in (None, False, []):
@@ -246,10 +293,14 @@ def _tuple(value: Any, kind: type) -> tuple[Any, ...]:
 
 def _targets(value: Any) -> str | tuple[str, ...]:
     if value is None:
-        raise AdapterError("the adapter's configuration names no target_modules", "it should be what PEFT writes")
+        raise AdapterError(
+            "the adapter's configuration names no target_modules", "it should be what PEFT writes"
+        )
     # in PEFT's format a string is always a regular expression, also where it looks like one name
     if isinstance(value, str):
-        return ALL_LINEAR if value.lower() == ALL_LINEAR else f"(?:{value})" if re.fullmatch(r"[\w.\-]+", value) else value
+        if value.lower() == ALL_LINEAR:
+            return ALL_LINEAR
+        return value if not value or expand_targets(value) == value else f"(?:{value})"
     return tuple(sorted(str(name) for name in value))
 
 

@@ -69,7 +69,9 @@ def named_by(path: str, names: Iterable[str]) -> bool:
 
 def layer_index(path: str, layers_pattern: Sequence[str]) -> int | None:
     """The number of the layer that `path` lies in: of the first numbered component, as PEFT reads it."""
-    patterns = [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in layers_pattern] or [r".*?\.[^.]*\.(?P<idx>\d+)\."]
+    patterns = [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in layers_pattern] or [
+        r".*?\.[^.]*\.(?P<idx>\d+)\."
+    ]
     for pattern in patterns:
         found = re.match(pattern, path)
         if found:

@@ -64,7 +64,11 @@ class Chat:
         pieces = []
         with self.bank.using(self.mixture):
             for piece in stream(
-                self.bank, self.tokenizer, prompt, max_new_tokens=self.max_new_tokens, temperature=self.temperature
+                self.bank,
+                self.tokenizer,
+                prompt,
+                max_new_tokens=self.max_new_tokens,
+                temperature=self.temperature,
             ):
                 pieces.append(piece)
                 yield piece

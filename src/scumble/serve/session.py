@@ -19,7 +19,9 @@ def pairs(texts: Sequence[str]) -> dict[str, Path]:
     for text in texts:
         name, equals, path = text.partition("=")
         if not (equals and name and path):
-            raise ConfigError(f"--adapter {text!r} is not NAME=PATH", "write for example --adapter legal=runs/legal")
+            raise ConfigError(
+                f"--adapter {text!r} is not NAME=PATH", "write for example --adapter legal=runs/legal"
+            )
         if name in found:
             raise ConfigError(f"--adapter names {name!r} twice", "give each adapter a name of its own")
         found[name] = Path(path)
@@ -60,7 +62,9 @@ def open_chat(
     loaded = {name: Adapter.load(path) for name, path in named.items()}
     wanted = {adapter.spec.base_name for adapter in loaded.values() if adapter.spec.base_name}
     if base is None and len(wanted) > 1:
-        raise AdapterError(f"the adapters belong to different bases: {', '.join(sorted(wanted))}", "name one with --base")
+        raise AdapterError(
+            f"the adapters belong to different bases: {', '.join(sorted(wanted))}", "name one with --base"
+        )
     under = load_base(base or next(iter(wanted), None), dtype=dtype, device=device)
     bank = Bank(under)
     for name, adapter in loaded.items():

@@ -19,6 +19,7 @@ from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
+from accelerate.utils import GradientAccumulationPlugin
 from torch import Tensor
 
 from scumble.compare.loss import loss_sum, mean_loss
@@ -85,29 +86,43 @@ class Trainer:
             What it came to; `stopped` is set where Ctrl-C or a loss that is not finite ended it early.
         """
         self.outcome = Outcome()
-        self.device = self.bank.model.device
-        # the base is on its device already, and frozen: Accelerate moves nothing and wraps the optimizer only
-        self.accelerator = Accelerator(cpu=self.device.type == "cpu")
-        parameters = list(self.bank.parameters(self.name).values())
+        self.device = next(self.bank.model.parameters()).device
+        self.kept = False
+        # the base is on its device already, and frozen: Accelerate moves nothing and wraps the optimizer only.
+        # --dtype alone decides on precision: no autocast and no scaler, whatever ACCELERATE_MIXED_PRECISION says
+        self.accelerator = Accelerator(
+            cpu=self.device.type == "cpu",
+            mixed_precision="no",
+            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
+        )
+        parameters = self.parameters = list(self.bank.parameters(self.name).values())
         self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay)
+            torch.optim.AdamW(
+                parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+            )
         )
         start_peak(self.device)
+        interrupted = False
         try:
             with self.bank.using(self.name), self.reporter.bar("training", self.settings.steps):
                 self._steps(parameters)
         except KeyboardInterrupt:
+            interrupted = True
             self.outcome.stopped = f"stopped by Ctrl-C after step {self.outcome.steps}"
         except TrainingError as error:
             self.outcome.stopped = error.message
         finally:
             self.bank.routing.marks = None
             self.outcome.peak_bytes = peak_bytes(self.device)
-        if self.outcome.stopped and self.outcome.steps:
+        # after a loss that is not finite the adapter is kept only where there is nothing better
+        if self.outcome.stopped and self.outcome.steps and (interrupted or not self.kept) and self._finite():
             self.record.checkpoint(self.outcome.steps, None)
         return self.outcome
 
-    def _steps(self, parameters: list[Tensor]) -> None:
+    def _finite(self) -> bool:
+        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
+
+    def _steps(self, parameters: Sequence[Tensor]) -> None:
         self._evaluate(0)
         chunks = self._order()
         for step in range(self.settings.steps):
@@ -125,15 +140,17 @@ class Trainer:
         effective, micro = self.settings.effective, self.settings.batch
         epoch = 0
         while True:
-            generator = torch.Generator().manual_seed(self.settings.seed * 1_000_003 + epoch)
+            generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
             order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
             for start in range(0, len(order), effective):
                 # similar lengths share a micro-batch; which do changes the padding and nothing else
-                step = sorted((self.examples[i] for i in order[start : start + effective]), key=lambda e: len(e.ids))
+                step = sorted(
+                    (self.examples[i] for i in order[start : start + effective]), key=lambda e: len(e.ids)
+                )
                 yield [step[i : i + micro] for i in range(0, len(step), micro)]
             epoch += 1
 
-    def _step(self, step: int, batches: list[Batch], parameters: list[Tensor]) -> dict[str, float]:
+    def _step(self, step: int, batches: list[Batch], parameters: Sequence[Tensor]) -> dict[str, float]:
         """One optimizer step; nothing is changed where its loss or gradient is not finite."""
         targets = sum(batch.targets for batch in batches)
         total = 0.0
@@ -147,7 +164,9 @@ class Trainer:
             what = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(f"step {step + 1}: {what}", "lower --learning-rate, or use --dtype fp32")
-        rate = self.settings.learning_rate * factor(step, self.settings.steps, self.settings.warmup, self.settings.schedule)
+        rate = self.settings.learning_rate * factor(
+            step, self.settings.steps, self.settings.warmup, self.settings.schedule
+        )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
         self.optimizer.step()
@@ -162,10 +181,18 @@ class Trainer:
         outcome.seconds += seconds
         outcome.losses.append(row["loss"])
         epoch = round((step + 1) / self.settings.steps_per_epoch, 4)
-        figures = {"step": step + 1, "epoch": epoch, **row, "tokens": outcome.tokens, "seconds": round(outcome.seconds, 3)}
+        figures = {
+            "step": step + 1,
+            "epoch": epoch,
+            **row,
+            "tokens": outcome.tokens,
+            "seconds": round(outcome.seconds, 3),
+        }
         self.record.metrics(figures)
         speed = outcome.tokens / outcome.seconds
-        self.reporter.advance(shown=f"loss {row['loss']:.3f}  rate {row['learning_rate']:.1e}  {speed:.0f} tokens/s")
+        self.reporter.advance(
+            shown=f"loss {row['loss']:.3f}  rate {row['learning_rate']:.1e}  {speed:.0f} tokens/s"
+        )
 
     def _evaluate(self, step: int) -> None:
         """The loss on the validation data, noted; a checkpoint for every step but the start."""
@@ -173,11 +200,18 @@ class Trainer:
         if self.validation:
             loss = mean_loss(self.bank.model, self.validation, self.settings.batch, self.device)
             if not math.isfinite(loss):
-                raise TrainingError(f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate")
+                raise TrainingError(
+                    f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate"
+                )
             self.outcome.evals.append((step, loss))
             epoch = round(step / self.settings.steps_per_epoch, 4)
             self.record.metrics({"step": step, "epoch": epoch, "eval_loss": loss})
             when = f"after step {step}" if step else "before training"
             self.reporter.note(f"validation loss {loss:.4f} {when}")
         if step:
+            if not self._finite():
+                raise TrainingError(
+                    f"step {step}: the adapter is not finite any more", "lower --learning-rate"
+                )
             self.record.checkpoint(step, loss)
+            self.kept = True

@@ -34,7 +34,13 @@ class Reporter:
     @contextmanager
     def bar(self, title: str, total: int) -> Iterator[Reporter]:
         """A progress bar for the body of a `with`, to be moved by `advance`."""
-        columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TextColumn("{task.fields[shown]}"), TimeRemainingColumn())
+        columns = (
+            TextColumn("{task.description}"),
+            BarColumn(),
+            MofNCompleteColumn(),
+            TextColumn("{task.fields[shown]}"),
+            TimeRemainingColumn(),
+        )
         self._total, self._count, self._title = total, 0, title
         if not self.console.is_terminal or self.console.quiet:
             yield self

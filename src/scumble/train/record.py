@@ -6,7 +6,6 @@ What decides a result is written down before the first step. Knows files, and no
 from __future__ import annotations
 
 import json
-import os
 import platform
 import shutil
 from datetime import UTC, datetime
@@ -17,6 +16,7 @@ from typing import Any
 from scumble.errors import OutputError
 from scumble.files import new_folder, refuse_existing, write_text
 from scumble.lora.bank import Bank
+from scumble.models.threads import available_cores
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
@@ -49,7 +49,8 @@ class RunRecord:
                 file.write(json.dumps(row) + "\n")
         except OSError as error:
             raise OutputError(
-                f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror}", "the checkpoints so far are kept"
+                f"{self.folder / 'metrics.jsonl'} cannot be written: {error.strerror}",
+                "the checkpoints so far are kept",
             ) from error
 
     def checkpoint(self, step: int, eval_loss: float | None) -> None:
@@ -62,8 +63,10 @@ class RunRecord:
         if not path.exists():
             self.bank.save(self.name, path)
         old = self.best
-        if old is None or (old[1] is None and eval_loss is None) or (
-            eval_loss is not None and (old[1] is None or eval_loss < old[1])
+        if (
+            old is None
+            or (old[1] is None and eval_loss is None)
+            or (eval_loss is not None and (old[1] is None or eval_loss < old[1]))
         ):
             self.best = (step, eval_loss)
         self._rotate(step)
@@ -99,6 +102,9 @@ def _now() -> str:
 
 def _machine() -> dict[str, Any]:
     return {
-        "versions": {"python": platform.python_version(), **{name: metadata.version(name) for name in PACKAGES}},
-        "machine": {"platform": platform.platform(), "cores": len(os.sched_getaffinity(0))},
+        "versions": {
+            "python": platform.python_version(),
+            **{name: metadata.version(name) for name in PACKAGES},
+        },
+        "machine": {"platform": platform.platform(), "cores": available_cores()},
     }

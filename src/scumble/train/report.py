@@ -171,9 +171,7 @@ def _adapter(adapter: Mapping[str, Any]) -> Facts:
     rows = _facts(adapter, rank=setting, alpha=setting, targets=setting, modules=count)
     if "parameters" in adapter:
         beside = (
-            f" ({number(adapter['percent'])}\u00a0% of the base's)"
-            if adapter.get("percent") is not None
-            else ""
+            f" ({number(adapter['percent'])}\u00a0% of all)" if adapter.get("percent") is not None else ""
         )
         rows.append(("parameters", count(adapter["parameters"]) + beside))
     return rows + _facts(adapter, bytes=size)

@@ -12,16 +12,17 @@ from pathlib import Path
 from typing import Any
 
 from scumble.compare.comparison import Comparison, compare_in_bank
-from scumble.config import CompareOptions, TrainOptions, make, read_yaml
+from scumble.config import CompareOptions, LoraOptions, TrainOptions, make, read_yaml
 from scumble.data.encoding import EncodedSet, encode_all
 from scumble.data.examples import Example, hash_examples, read_examples, split_by_hash
 from scumble.data.shipped import SHIPPED
-from scumble.errors import DataError, TrainingError
+from scumble.errors import ConfigError, DataError, TrainingError
 from scumble.files import refuse_existing, write_text
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base, load_base
 from scumble.models.threads import ThreadChoice, threads_for, with_threads
+from scumble.models.weights import device_named, dtype_named
 from scumble.train.loop import Outcome, Trainer
 from scumble.train.progress import Reporter
 from scumble.train.record import RunRecord
@@ -67,7 +68,10 @@ class Run:
             "out": str(self.out),
             "adapter": str(self.adapter),
             "report": str(self.report),
-            **{name: getattr(self, name) for name in ("steps", "tokens", "seconds", "tokens_per_second", "loss", "peak_bytes")},
+            **{
+                name: getattr(self, name)
+                for name in ("steps", "tokens", "seconds", "tokens_per_second", "loss", "peak_bytes")
+            },
         }
 
 
@@ -112,29 +116,42 @@ def train(
     Raises:
         ScumbleError: with one line on what is wrong, where, and what to do.
     """
-    settled = make(TrainOptions, **{**(read_yaml(config) if config else {}), **_given(options)})
+    settled = _settled(config, options, base, lora)
     reporter = Reporter(quiet=quiet)
     folder = refuse_existing(out, force=force) if out is not None else _numbered(data)
     material = _material(data, settled)
-    base = base if isinstance(base, Base) else load_base(base or settled.base, dtype=settled.dtype, device=settled.device)
+    base = _base(base, settled)
     encoded = _encode(material.train, base, settled, reporter)
-    validation = _encode(material.validation, base, settled, reporter) if material.validation else EncodedSet([], [])
+    validation = (
+        _encode(material.validation, base, settled, reporter) if material.validation else EncodedSet([], [])
+    )
     threads = threads_for(base.model)
     bank = Bank(base)
     try:
         bank.trainable(SLOT, _spec(settled, lora), seed=settled.seed)
         settings = settle(settled, len(encoded.examples), base.model.config)
-        facts = _facts(settled, settings, base, bank, material, encoded, threads)
+        facts = _facts(settled, settings, base, bank, material, encoded, validation, threads)
         _announce(reporter, facts)
         record = RunRecord(folder, bank, SLOT, facts, force=force)
         with with_threads(threads.train):
-            outcome = Trainer(bank, SLOT, encoded.examples, validation.examples, settings, record, reporter).run()
+            outcome = Trainer(
+                bank, SLOT, encoded.examples, validation.examples, settings, record, reporter
+            ).run()
             adapter = _finish(record, outcome)
             comparison = _before_and_after(bank, base, material, adapter, examples_in_report, reporter)
     finally:
         bank.close()
     report = write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
-    return Run(folder, adapter, report, outcome.steps, outcome.tokens, outcome.seconds, _losses(outcome), outcome.peak_bytes)
+    return Run(
+        folder,
+        adapter,
+        report,
+        outcome.steps,
+        outcome.tokens,
+        outcome.seconds,
+        _losses(outcome),
+        outcome.peak_bytes,
+    )
 
 
 def write_report(folder: Path, comparison: Mapping[str, Any] | None) -> Path:
@@ -151,8 +168,31 @@ def bytes_of(folder: Path) -> int:
     return (folder / "adapter_model.safetensors").stat().st_size
 
 
-def _given(options: Mapping[str, Any]) -> dict[str, Any]:
-    return {name: value for name, value in options.items() if value is not None}
+def _settled(
+    config: str | Path | None, options: Mapping[str, Any], base: Base | str | None, lora: Any
+) -> TrainOptions:
+    """The user's options: those given over those of the file, and none that something else would overrule."""
+    given = {name: value for name, value in options.items() if value is not None}
+    named = {"base": name} if (name := base.name if isinstance(base, Base) else base) else {}
+    settled = make(TrainOptions, **{**(read_yaml(config) if config else {}), **given, **named})
+    twice = sorted(settled.model_fields_set & set(LoraOptions.model_fields))
+    if lora is not None and twice:
+        raise ConfigError(
+            f"{', '.join(twice)} and lora are both given", "lora says all of it: give one of them"
+        )
+    return settled
+
+
+def _base(base: Base | str | None, options: TrainOptions) -> Base:
+    if not isinstance(base, Base):
+        return load_base(options.base, dtype=options.dtype, device=options.device)
+    # one place decides on precision: a base that is there already is what it is
+    if options.dtype is not None and dtype_named(options.dtype, base.device) not in (None, base.dtype):
+        has = str(base.dtype).removeprefix("torch.")
+        raise ConfigError(f"dtype is {options.dtype}, and the base given is {has}", "load it in that type")
+    if options.device is not None and device_named(options.device).type != base.device.type:
+        raise ConfigError(f"device is {options.device}, and the base given is on {base.device}", "move it")
+    return base
 
 
 def _numbered(data: Any) -> Path:
@@ -170,8 +210,8 @@ def _material(data: Any, options: TrainOptions) -> Material:
     share = options.eval
     if isinstance(share, str):
         return Material(train, read_examples(share, "validation"), source, share)
-    if share is None and source in SHIPPED:
-        return Material(train, read_examples(source, "validation"), source, f"{source} validation")
+    if share is None and isinstance(data, str) and data in SHIPPED:
+        return Material(train, read_examples(data, "validation"), source, f"{source} validation")
     share = EVAL_SHARE if share is None else share
     if share == 0:
         return Material(train, [], source, "")
@@ -186,7 +226,9 @@ def _material(data: Any, options: TrainOptions) -> Material:
 
 def _encode(examples: list[Example], base: Base, options: TrainOptions, reporter: Reporter) -> EncodedSet:
     if base.tokenizer is None:
-        raise DataError(f"the base {base.name} has no tokenizer", "training needs one; add it to the base's folder")
+        raise DataError(
+            f"the base {base.name} has no tokenizer", "training needs one; add it to the base's folder"
+        )
     encoded = encode_all(examples, base.tokenizer, options.max_length)
     if encoded.too_long:
         where, length = max(encoded.too_long, key=lambda item: item[1])
@@ -205,7 +247,14 @@ def _spec(options: TrainOptions, lora: Any) -> LoraSpec:
 
 
 def _facts(
-    options: TrainOptions, settings: Settings, base: Base, bank: Bank, material: Material, encoded: EncodedSet, threads: ThreadChoice
+    options: TrainOptions,
+    settings: Settings,
+    base: Base,
+    bank: Bank,
+    material: Material,
+    encoded: EncodedSet,
+    validation: EncodedSet,
+    threads: ThreadChoice,
 ) -> dict[str, Any]:
     """What decides the result, as `run.json` holds it."""
     adapter = bank.adapter(SLOT)
@@ -233,7 +282,8 @@ def _facts(
         "validation": {
             "source": material.validation_source,
             "hash": hash_examples(material.validation),
-            "examples": len(material.validation),
+            "examples": len(validation.examples),
+            "too_long": validation.too_long,
         }
         if material.validation
         else None,
@@ -287,7 +337,11 @@ def _finish(record: RunRecord, outcome: Outcome) -> Path:
     adapter = record.finish(result)
     if outcome.stopped or adapter is None:
         write_report(record.folder, None)
-        kept = f"the checkpoint of step {record.best[0]} is kept as {adapter}" if record.best else "there was no checkpoint yet"
+        kept = (
+            f"the checkpoint of step {record.best[0]} is kept as {adapter}"
+            if record.best
+            else "there was no checkpoint yet"
+        )
         raise TrainingError(f"{outcome.stopped or 'nothing was trained'}; {kept}", _advice(outcome.stopped))
     return adapter
 
@@ -306,12 +360,13 @@ def _before_and_after(
     if not examples:
         return None
     bank.swap(SLOT, adapter)  # the best checkpoint, which may not be the last
-    longest = max(len(base.tokenizer(example.expected)["input_ids"]) for example in examples)
+    tokenizer: Any = base.tokenizer
+    longest = max(len(tokenizer(example.expected)["input_ids"]) for example in examples)
     reporter.note(f"answering {len(examples)} validation examples before and after")
     return compare_in_bank(
         bank,
         SLOT,
-        base.tokenizer,
+        tokenizer,
         examples,
         options=CompareOptions(n=n, max_new_tokens=min(256, 2 * longest + 8)),
         sizes=(bytes_of(adapter), base.bytes_on_disk, base.source_bytes),

@@ -26,7 +26,9 @@ def factor(step: int, total: int, warmup: int, kind: Literal["linear", "cosine",
         return (step + 1) / warmup
     if kind == "constant":
         return 1.0
-    left = (total - step) / max(1, total - warmup)  # 1 just after the warm-up, 1 / (total - warmup) at the end
+    left = (total - step) / max(
+        1, total - warmup
+    )  # 1 just after the warm-up, 1 / (total - warmup) at the end
     return left if kind == "linear" else (1 - math.cos(math.pi * left)) / 2
 
 
@@ -42,4 +44,5 @@ def default_rate(hidden_size: int, family: str) -> tuple[float, str]:
     """
     power = 0.0775 if family.startswith("qwen") else 0.781
     rate = float(f"{5e-4 * (2000 / hidden_size) ** power:.2g}")
-    return rate, f"5e-4 * (2000 / {hidden_size}) ** {power}, the fit for {family} models"
+    fitted = "Qwen" if power < 0.5 else "Llama and its like"
+    return rate, f"5e-4 * (2000 / {hidden_size}) ** {power}, the fit for {fitted} (this base: {family})"

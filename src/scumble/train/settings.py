@@ -54,7 +54,18 @@ class Settings:
 
     def to_dict(self) -> dict[str, Any]:
         """What `run.json` holds of it."""
-        names = "steps epochs batch accumulate learning_rate schedule warmup weight_decay clip seed".split()
+        names = [
+            "steps",
+            "epochs",
+            "batch",
+            "accumulate",
+            "learning_rate",
+            "schedule",
+            "warmup",
+            "weight_decay",
+            "clip",
+            "seed",
+        ]
         return {name: getattr(self, name) for name in names}
 
 
@@ -101,16 +112,20 @@ def _batch(options: TrainOptions, examples: int, choices: list[Choice]) -> tuple
         effective //= 2
     if options.batch:
         accumulate = max(1, effective // options.batch)
-        choices.append(Choice("accumulate", accumulate, f"about {effective} examples in an optimizer step"))
+        reason = f"{options.batch * accumulate} examples in an optimizer step, for about {effective}"
+        choices.append(Choice("accumulate", accumulate, reason))
         return options.batch, accumulate
     if options.accumulate:
         batch = max(1, effective // options.accumulate)
-        choices.append(Choice("batch", batch, f"about {effective} examples in an optimizer step"))
+        reason = f"{batch * options.accumulate} examples in an optimizer step, for about {effective}"
+        choices.append(Choice("batch", batch, reason))
         return batch, options.accumulate
     batch = min(MICRO, effective)
     reason = f"{effective} examples in an optimizer step"
     if effective < EFFECTIVE:
-        reason += f": with {EFFECTIVE} a run over {examples} examples would have fewer than {ENOUGH_STEPS} steps"
+        reason += (
+            f": with {EFFECTIVE} a run over {examples} examples would have fewer than {ENOUGH_STEPS} steps"
+        )
     choices.append(Choice("batch", batch, reason))
     choices.append(Choice("accumulate", effective // batch, reason))
     return batch, effective // batch
@@ -121,6 +136,8 @@ def _warmup(options: TrainOptions, steps: int, choices: list[Choice]) -> int:
     wanted = WARMUP if options.warmup is None else options.warmup
     if wanted > most:
         asked = f"{wanted} were asked for" if options.warmup is not None else f"{wanted} are usual"
-        choices.append(Choice("warmup", most, f"{asked}, and a warm-up ends within a tenth of the run's {steps} steps"))
+        choices.append(
+            Choice("warmup", most, f"{asked}, and a warm-up ends within a tenth of the run's {steps} steps")
+        )
         return most
     return wanted
