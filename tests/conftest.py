@@ -6,6 +6,6 @@ os.environ["HF_HUB_OFFLINE"] = "1"
 os.environ["TOKENIZERS_PARALLELISM"] = "false"
 os.environ.setdefault("SCUMBLE_THREADS", "1")
 
-from tests.bases import letters_base, tiny_base_folder  # noqa: E402
+from tests.bases import letters_base, tiny_base_folder
 
 __all__ = ["letters_base", "tiny_base_folder"]

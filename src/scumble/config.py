@@ -212,7 +212,7 @@ def _checked(
         try:
             group(**{name: value})
         except pydantic.ValidationError as error:
-            raise _config_error(group, error, lambda name, at=where: f"{at}{name}") from error
+            raise _config_error(group, error, where.__add__) from error
         except NotSupportedError as error:
             raise NotSupportedError(where + error.message.removeprefix("--"), error.hint) from error
     return given

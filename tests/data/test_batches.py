@@ -54,21 +54,24 @@ def by_hand(model: torch.nn.Module, example: Encoded) -> float:
     )
 
 
-@pytest.mark.parametrize("attention", ["sdpa", "eager"])
-def test_side_by_side_is_each_alone(attention: str) -> None:
-    model = letters_model(dtype=torch.float64, attn_implementation=attention)
+# fp64: only the order of sums differs. Eager attention takes its softmax in fp32, whose rounding remains, and
+# of fp64 rows that are all padding it makes NaN.
+@pytest.mark.parametrize(
+    ("attention", "dtype", "near"), [("sdpa", torch.float64, 1e-10), ("eager", torch.float32, 1e-4)]
+)
+def test_side_by_side_is_each_alone(attention: str, dtype: torch.dtype, near: float) -> None:
+    model = letters_model(dtype=dtype, attn_implementation=attention)
     examples = encoded(sums(7))
     assert len({len(e.ids) for e in examples}) > 3
     alone = [by_hand(model, example) for example in examples]
     with torch.no_grad():
         rows = token_losses(model, collate(examples)).sum(dim=1)
         total = float(loss_sum(model, collate(examples)))
-    # fp64 throughout: only the order of sums differs
-    assert rows.tolist() == pytest.approx(alone, rel=1e-10)
-    assert total == pytest.approx(math.fsum(alone), rel=1e-10)
+    assert rows.tolist() == pytest.approx(alone, rel=near)
+    assert total == pytest.approx(math.fsum(alone), rel=near)
     for size in (1, 3, 100):
         mean = mean_loss(model, examples, size, torch.device("cpu"))
-        assert mean == pytest.approx(math.fsum(alone) / sum(e.targets for e in examples), rel=1e-10)
+        assert mean == pytest.approx(math.fsum(alone) / sum(e.targets for e in examples), rel=near)
 
 
 def test_what_stands_in_the_padding_does_not_matter() -> None:

@@ -88,7 +88,7 @@ def test_an_empty_answer_is_its_end_token() -> None:
 def test_a_template_that_rewrites_earlier_turns_is_refused() -> None:
     tokenizer = letters_tokenizer(FORGETS)
     assert shown(encode(one(chat("h", "yes")), tokenizer), tokenizer) == ["yes" + END]
-    with pytest.raises(DataError, match="rewrites earlier turns.*message 2"):
+    with pytest.raises(DataError, match=r"rewrites earlier turns.*message 2"):
         encode(one(chat("h", "yes", "m", "no")), tokenizer)
 
 
@@ -118,7 +118,9 @@ def test_two_begin_tokens_are_refused() -> None:
         encode(one(chat("hi", "yes")), letters_tokenizer("{{ bos_token }}" + BEGUN))
 
 
-@pytest.mark.parametrize("template", ["{{ raise_exception('no') }}", "{{ messages[9]['role'] }}", "{{ 1 // 0 }}", "{% if %}"])
+@pytest.mark.parametrize(
+    "template", ["{{ raise_exception('no') }}", "{{ messages[9]['role'] }}", "{{ 1 // 0 }}", "{% if %}"]
+)
 def test_a_template_that_fails_is_named_with_the_line(template: str) -> None:
     with pytest.raises(DataError, match=r"the data, example 1: the chat template refuses it"):
         encode(one(chat("hi", "yes")), letters_tokenizer(template))
@@ -158,6 +160,15 @@ class TestSmolLM2:
         row = chat("every day at 12:30", "30 12 * * *", "and at\nnoon?", " 0 12 * * *\n", system=system)
         found = encode(one(row), tokenizer)
         assert shown(found, tokenizer) == ["30 12 * * *<|im_end|>", " 0 12 * * *\n<|im_end|>"]
+
+    def test_no_token_reaches_from_the_prompt_into_the_answer(self, tokenizer: Any) -> None:
+        # " 0" after a line break is the token of a break and a space, which the prompt would take with it
+        assert any(a < 5 < b for a, b in tokenizer("hey:\n 0", return_offsets_mapping=True)["offset_mapping"])
+        for answer in (" 0 12 * * *", "\n\nyes", "  yes"):
+            example = one(chat("noon", answer))
+            found, prompt = encode(example, tokenizer), encode_prompt(example.prompt, tokenizer)
+            assert found.ids[: len(prompt)] == tuple(prompt)
+            assert tokenizer.decode(found.ids).endswith(f"assistant\n{answer}<|im_end|>\n")
 
     def test_shipped_sets(self, tokenizer: Any) -> None:
         for name in ("cron", "tickets"):

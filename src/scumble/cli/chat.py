@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import sys
+from contextlib import closing
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -24,7 +25,6 @@ def run(
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
 ) -> None:
     """Talk to what was trained: /use NAME, /use a*0.7+b*0.3, /use base, /compare, /reset, /quit."""
-    from scumble.errors import ScumbleError
     from scumble.serve.chat import HELP
     from scumble.serve.session import open_chat, pairs
 
@@ -36,11 +36,23 @@ def run(
     while not chat.over:
         try:
             line = input("> " if sys.stdin.isatty() else "")
-        except EOFError:
+        except (EOFError, KeyboardInterrupt):
             break
-        try:
-            for piece in chat.say(line):
+        _answer(chat, line)
+
+
+def _answer(chat: Any, line: str) -> None:
+    """Print what is said to one line as it comes; Ctrl-C ends the answer, and the conversation goes on."""
+    from scumble.cli import output
+    from scumble.errors import ScumbleError
+
+    try:
+        with closing(chat.say(line)) as pieces:
+            for piece in pieces:
                 print(piece, end="", flush=True)
-            print(flush=True)
-        except ScumbleError as error:
-            print(f"error: {error}", file=sys.stderr)
+        print(flush=True)
+    except KeyboardInterrupt:
+        print(flush=True)
+        print("the answer was stopped; /quit or Ctrl-C at the prompt leaves", file=sys.stderr)
+    except ScumbleError as error:
+        output.failure(error.message, error.hint)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
@@ -32,7 +32,7 @@ def run(
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
     """Before and after: the same unseen examples answered by the base and with the adapter."""
-    given = {
+    options: dict[str, Any] = {
         "n": n,
         "limit": limit,
         "max_new_tokens": max_new_tokens,
@@ -40,14 +40,13 @@ def run(
         "seed": seed,
         "batch": batch,
     }
-    options = {name: value for name, value in given.items() if value is not None}
     from scumble.cli import output
     from scumble.compare.page import render_comparison
     from scumble.compare.run import compare
     from scumble.files import refuse_existing, write_text
 
     if html is not None:
-        refuse_existing(html, force=force)
+        refuse_existing(html, force=force, file=True, option="--html", inputs=(adapter, data, base))
     found = compare(adapter, data=data, base=base, metric=metric, dtype=dtype, device=device, **options)
     if html is not None:
         write_text(html, render_comparison(found.to_dict()))

@@ -20,7 +20,7 @@ def run(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON doc
 
 def _print(values: object, indent: str = "") -> None:
     """Nested values as indented lines."""
-    for name, value in values.items() if isinstance(values, dict) else enumerate(values):  # type: ignore[arg-type, var-annotated]
+    for name, value in values.items() if isinstance(values, dict) else enumerate(values):  # type: ignore[arg-type]
         title = f"{indent}{name}" if isinstance(name, str) else f"{indent}-"
         if isinstance(value, dict | list) and value:
             print(title)

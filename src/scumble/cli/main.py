@@ -5,10 +5,12 @@ from __future__ import annotations
 import os
 import sys
 import warnings
+from pathlib import Path
+from typing import Any, NoReturn
 
 import typer
 
-from scumble.cli import chat, compare, demo, doctor, lab, train
+from scumble.cli import chat, compare, demo, doctor, lab, output, train
 from scumble.errors import ScumbleError
 
 app = typer.Typer(
@@ -23,42 +25,84 @@ for command in (demo, train, compare, chat, doctor):
     app.command(command.NAME)(command.run)
 app.add_typer(lab.app, name="lab")
 
+_PACKAGE = str(Path(__file__).parents[1]) + os.sep
+_CTRL_C = 130  # what typer makes of it, once it has swallowed the exception
+
 
 @app.callback()
 def options(
-    debug: bool = typer.Option(False, "--debug", help="Show the traceback of a failure."),
+    debug: bool = typer.Option(
+        False, "--debug", help="Show the traceback of a failure; anywhere on the line."
+    ),
 ) -> None:
     """One toolkit for the whole life of a LoRA adapter on a causal language model."""
-    if debug:
-        os.environ["SCUMBLE_DEBUG"] = "1"
 
 
 def main() -> None:
     """Run a command: exit 0, 1 for a failure with its reason and a hint on stderr, 2 for wrong usage."""
-    warnings.showwarning = _one_line
-    try:
-        app()
-    except ScumbleError as error:
-        _fail(error, error.message, error.hint)
-    except KeyboardInterrupt as error:
-        _fail(error, "stopped by Ctrl-C", "nothing half written was left behind")
-    except MemoryError as error:
-        _fail(error, "memory ran out", "use a smaller --batch, --max-length or base")
-    except OSError as error:
-        where = f"{error.filename}: " if error.filename else ""
-        _fail(error, f"{where}{error.strerror or error}", "make room, or check the path and its permissions")
+    arguments = sys.argv[1:]
+    debug = "--debug" in arguments or bool(os.environ.get("SCUMBLE_DEBUG"))
+    for stream in (sys.stdin, sys.stdout):
+        # text that the terminal's encoding cannot hold is no reason to fail
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="replace")
+    with warnings.catch_warnings():
+        warnings.showwarning = _one_line
+        try:
+            status = app([word for word in arguments if word != "--debug"], standalone_mode=False)
+            sys.stdout.flush()
+        except BaseException as error:
+            if debug and not isinstance(error, SystemExit):
+                raise
+            _report(error)
+    if status == _CTRL_C:
+        _report(KeyboardInterrupt())
+    sys.exit(status if isinstance(status, int) else 0)
 
 
-def _fail(error: BaseException, message: str, hint: str) -> None:
-    if os.environ.get("SCUMBLE_DEBUG"):
+def _report(error: BaseException) -> NoReturn:
+    """Say what went wrong in one line, and in another what to do; exit with 1, or with 2 for wrong usage."""
+    if isinstance(error, SystemExit):
         raise error
-    print(f"error: {message}", file=sys.stderr)
-    if hint:
-        print(f"  hint: {hint}", file=sys.stderr)
+    if isinstance(error, BrokenPipeError):
+        # nobody reads any more (`| head`): nothing to say, and nothing more to flush
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        sys.exit(1)
+    if hasattr(error, "format_message"):  # typer's own, whose classes it moves about
+        _usage(error)
+    output.failure(*_described(error))
     sys.exit(1)
+
+
+def _usage(error: Any) -> NoReturn:
+    message = " ".join(str(error.format_message()).split())
+    path = getattr(getattr(error, "ctx", None), "command_path", "scumble")
+    if type(error).__name__ != "NoArgsIsHelpError":  # after which the help was printed
+        message = message.partition(", unable to parse")[0].rstrip(".")
+        output.failure(message[:1].lower() + message[1:], f"see {path} --help")
+    sys.exit(int(getattr(error, "exit_code", 2)))
+
+
+def _described(error: BaseException) -> tuple[str, str]:
+    """What is wrong, and what to do."""
+    if isinstance(error, ScumbleError):
+        return error.message, error.hint
+    if isinstance(error, KeyboardInterrupt | typer.Abort):
+        return "stopped by Ctrl-C", "nothing half written was left behind"
+    text = " ".join(str(error).split())
+    lowered = text.lower()
+    if isinstance(error, MemoryError) or "out of memory" in lowered or "can't allocate memory" in lowered:
+        return "memory ran out", "use a smaller --batch, --max-length, --rank or base"
+    if isinstance(error, OSError):
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror or text}", "make room, or check the path and its permissions"
+    return (
+        f"unexpected: {type(error).__name__}: {text[:300]}",
+        "this is a mistake of Scumble; --debug shows where it was made",
+    )
 
 
 def _one_line(message: Warning | str, category: type[Warning], *args: object, **kwargs: object) -> None:
     # what other libraries warn their callers of is not for a user of ours to read
-    if issubclass(category, UserWarning) and "scumble" in str(args[0] if args else ""):
+    if issubclass(category, UserWarning) and str(args[0] if args else "").startswith(_PACKAGE):
         print(f"warning: {message}", file=sys.stderr)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import sys
 from collections.abc import Callable
 from typing import Any, Protocol
@@ -18,10 +19,25 @@ class Result(Protocol):
 def show(result: Result, as_json: bool, people: Callable[[], None]) -> None:
     """Print a result, for programs or for people."""
     if as_json:
-        json.dump(result.to_dict(), sys.stdout, indent=2, default=str)
-        sys.stdout.write("\n")
+        sys.stdout.write(json.dumps(finite(result.to_dict()), indent=2, default=str, allow_nan=False) + "\n")
     else:
         people()
+
+
+def failure(message: str, hint: str) -> None:
+    """Say on stderr what is wrong and where, and below it what to do."""
+    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    if hint:
+        print(f"  hint: {' '.join(hint.split())}", file=sys.stderr)
+
+
+def finite(value: Any) -> Any:
+    """A document without NaN and infinity, which JSON cannot hold: null stands for them."""
+    if isinstance(value, dict):
+        return {key: finite(each) for key, each in value.items()}
+    if isinstance(value, list | tuple):
+        return [finite(each) for each in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def size(count: int | float) -> str:

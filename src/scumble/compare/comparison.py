@@ -145,7 +145,7 @@ def _losses(
     found = {}
     for when, mixture in (("before", {}), ("after", {name: 1.0})):
         with bank.using(mixture):
-            found[when] = mean_loss(bank.model, encoded, batch, device)  # type: ignore[arg-type]
+            found[when] = mean_loss(bank.model, encoded, batch, device)
     return found
 
 

@@ -6,7 +6,7 @@ weight 0. Greedy by default; with a temperature, sampled from a seed.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from typing import Any, cast
 
 import torch
@@ -65,21 +65,42 @@ def generate(
 
 def stream(
     bank: Bank, tokenizer: Any, prompt: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0
-) -> Iterator[str]:
-    """The answer to one prompt, piece by piece, under the mixture that the bank uses now."""
-    from threading import Thread
+) -> Generator[str, None, None]:
+    """The answer to one prompt, piece by piece, under the mixture that the bank uses now.
 
-    from transformers import TextIteratorStreamer
+    Closing the iterator ends the generation at its next token; what fails in it is raised here.
+    """
+    from threading import Event, Thread
+
+    from transformers import StoppingCriteriaList, TextIteratorStreamer
 
     streamer = TextIteratorStreamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
     inputs = _inputs(bank.model, [prompt])
     settings = _settings(bank.model, tokenizer, max_new_tokens, temperature)
-    worker = Thread(
-        target=cast(Any, bank.model).generate, kwargs={**inputs, **settings, "streamer": streamer}, daemon=True
-    )
+    stop = Event()
+    failed: list[BaseException] = []
+
+    def stopped(ids: torch.Tensor, scores: Any, **kwargs: Any) -> torch.Tensor:
+        return torch.full((len(ids),), stop.is_set(), device=ids.device)
+
+    def work() -> None:
+        try:
+            cast(Any, bank.model).generate(
+                **inputs, **settings, streamer=streamer, stopping_criteria=StoppingCriteriaList([stopped])
+            )
+        except BaseException as error:
+            failed.append(error)
+            streamer.on_finalized_text("", stream_end=True)  # or the reader would wait for ever
+
+    worker = Thread(target=work, daemon=True)
     worker.start()
-    yield from streamer
-    worker.join()
+    try:
+        yield from streamer
+    finally:
+        stop.set()
+        worker.join()
+    if failed:
+        raise failed[0]
 
 
 @torch.no_grad()

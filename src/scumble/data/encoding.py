@@ -4,13 +4,16 @@ The loss covers what the model itself would have to write: the content of every 
 token that ends it. The spans are found by rendering prefixes, with no trust in `{% generation %}` marks: the
 text up to a turn with the generation prompt, and the text with the turn, which must be an extension of it,
 as the whole must be of both. The text is tokenized once, with no further special tokens, so that there are
-never two begin tokens. Knows a tokenizer and nothing of models.
+never two begin tokens; where a token would reach from the prompt into an answer (a line break and the space
+that the answer begins with), it is cut there, as it is when the model is asked. Knows a tokenizer and
+nothing of models.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import Any
 
 from scumble.data.examples import Example
@@ -92,14 +95,13 @@ def encode(example: Example, tokenizer: Any, number: int = 0) -> Encoded:
         DataError: the template cannot render it, rewrites earlier turns, or ends turns without an end token.
     """
     text, spans = render_spans(example, tokenizer)
-    coded = tokenizer(text, add_special_tokens=False, return_offsets_mapping=True)
-    ids: list[int] = list(coded["input_ids"])
+    ids, offsets = _tokenized(text, [start for start, _ in spans], tokenizer)
     supervised = [False] * len(ids)
     for start, end in spans:
-        inside = [i for i, (a, b) in enumerate(coded["offset_mapping"]) if a >= start and b <= end and b > a]
+        inside = [i for i, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
         ending = _last_special(ids, inside, tokenizer)
         # a special token in the middle of the answer is no end, whatever its name
-        if ending is None or text[coded["offset_mapping"][ending][1] : end].strip():
+        if ending is None or text[offsets[ending][1] : end].strip():
             raise DataError(
                 f"{example.where}: the chat template ends the assistant's turn without an end token",
                 "the model would never learn to stop; use a tokenizer whose template has one",
@@ -144,6 +146,22 @@ def render_spans(example: Example, tokenizer: Any) -> tuple[str, list[tuple[int,
                 )
             spans.append((len(before), len(after)))
     return whole, spans
+
+
+def _tokenized(text: str, starts: Sequence[int], tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
+    """Token ids of a text and the characters (start, end) of each; no token reaches across one of `starts`."""
+
+    def coded(start: int, end: int) -> tuple[list[int], list[tuple[int, int]]]:
+        found = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
+        return list(found["input_ids"]), [(a + start, b + start) for a, b in found["offset_mapping"]]
+
+    ids, offsets = coded(0, len(text))
+    # by SentencePiece a part begins with a space of its own, so nothing is cut that need not be
+    cuts = [start for start in starts if any(a < start < b for a, b in offsets)]
+    if not cuts:
+        return ids, offsets
+    parts = [coded(a, b) for a, b in pairwise([0, *cuts, len(text)])]
+    return [i for part, _ in parts for i in part], [pair for _, part in parts for pair in part]
 
 
 def _render(

@@ -10,6 +10,7 @@ from typing import Any
 
 from scumble.compare.generation import generate
 from scumble.compare.metrics import exact_match, wilson_interval
+from scumble.config import CompareOptions, make
 from scumble.data.encoding import encode_prompt
 from scumble.data.examples import Example, read_examples
 from scumble.data.nearest import NearestAnswers, Similarity
@@ -42,6 +43,7 @@ def cron_hardness(*, limit: int | None = None, quiet: bool = False) -> Hardness:
         limit: the first so many test examples; all by default.
         quiet: say nothing on stderr.
     """
+    limit = make(CompareOptions, limit=limit).limit
     train, test = read_examples("cron", "train"), read_examples("cron", "test")[:limit]
     answers = {
         "answer of the nearest training example, by words": _nearest(train, test, "jaccard"),

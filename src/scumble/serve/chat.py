@@ -10,13 +10,14 @@ each drive it.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Generator
+from contextlib import closing
 from dataclasses import dataclass, field
 from typing import Any
 
 from scumble.compare.generation import generate, stream
 from scumble.data.encoding import encode_prompt
-from scumble.errors import ConfigError
+from scumble.errors import ConfigError, DataError
 from scumble.lora.bank import Bank
 from scumble.lora.mixture import format_mixture, parse_mixture
 
@@ -47,11 +48,14 @@ class Chat:
     turns: list[dict[str, str]] = field(default_factory=list)
     over: bool = False
 
-    def say(self, line: str) -> Iterator[str]:
+    def say(self, line: str) -> Generator[str, None, None]:
         """Take one line, a message or a command, and give the answer piece by piece.
 
         Raises:
-            ScumbleError: the command or the adapter it names is not known; the conversation goes on.
+            ScumbleError: the command or the adapter it names is not known, or the conversation has grown longer
+                than the base can read; the conversation goes on.
+
+        Closing the iterator ends the answer; what was said of it stays in the conversation.
         """
         text = line.strip()
         if not text:
@@ -59,20 +63,27 @@ class Chat:
         if text.startswith("/"):
             yield self._command(text)
             return
-        self.turns.append({"role": "user", "content": text})
-        prompt = encode_prompt(self._messages(), self.tokenizer)
-        pieces = []
-        with self.bank.using(self.mixture):
-            for piece in stream(
-                self.bank,
-                self.tokenizer,
-                prompt,
-                max_new_tokens=self.max_new_tokens,
-                temperature=self.temperature,
-            ):
-                pieces.append(piece)
-                yield piece
-        self.turns.append({"role": "assistant", "content": "".join(pieces).strip()})
+        asked = [*self.turns, {"role": "user", "content": text}]
+        answer = stream(
+            self.bank,
+            self.tokenizer,
+            self._encode(asked),
+            max_new_tokens=self.max_new_tokens,
+            temperature=self.temperature,
+        )
+        pieces: list[str] = []
+        finished = False
+        try:
+            with self.bank.using(self.mixture), closing(answer):
+                for piece in answer:
+                    pieces.append(piece)
+                    yield piece
+            finished = True
+        finally:
+            # a question that was stopped before its answer began is forgotten, as if never asked
+            said = "".join(pieces).strip()
+            if finished or said:
+                self.turns = [*asked, {"role": "assistant", "content": said}]
 
     def use(self, mixture: str) -> str:
         """Let another adapter, a blend, or the base answer from now on; says who it is."""
@@ -82,9 +93,17 @@ class Chat:
         self.mixture = format_mixture(weights)
         return f"now answering: {self.mixture}"
 
-    def _messages(self) -> list[dict[str, str]]:
+    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
+        """The tokens after which the model answers the last of the turns."""
         head = [{"role": "system", "content": self.system}] if self.system else []
-        return head + self.turns
+        prompt = encode_prompt(head + turns, self.tokenizer)
+        most = getattr(self.bank.model.config, "max_position_embeddings", None)
+        if most and len(prompt) >= most:
+            raise DataError(
+                f"the conversation has {len(prompt)} tokens, and the base reads {most} at most",
+                "/reset starts anew",
+            )
+        return prompt
 
     def _command(self, text: str) -> str:
         name, _, rest = text.partition(" ")
@@ -107,8 +126,7 @@ class Chat:
         asked = [i for i, turn in enumerate(self.turns) if turn["role"] == "user"]
         if not asked:
             raise ConfigError("there is no question yet to compare answers to", "ask something first")
-        head = [{"role": "system", "content": self.system}] if self.system else []
-        prompt = encode_prompt(head + self.turns[: asked[-1] + 1], self.tokenizer)
+        prompt = self._encode(self.turns[: asked[-1] + 1])
         [[before, after]] = generate(
             self.bank, self.tokenizer, [prompt], ["base", self.mixture],
             max_new_tokens=self.max_new_tokens, temperature=self.temperature,

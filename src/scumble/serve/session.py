@@ -5,9 +5,11 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
-from scumble.errors import AdapterError, ConfigError
+from scumble.config import ChatOptions, make
+from scumble.errors import AdapterError, ConfigError, DataError
 from scumble.lora.adapter import Adapter
 from scumble.lora.bank import Bank
+from scumble.lora.mixture import check_name
 from scumble.models.base import load_base
 from scumble.models.threads import threads_for
 from scumble.serve.chat import Chat
@@ -53,7 +55,8 @@ def open_chat(
     """
     import torch
 
-    named = dict(adapters)
+    options = make(ChatOptions, max_new_tokens=max_new_tokens, temperature=temperature)
+    named = {check_name(name): path for name, path in adapters.items()}
     if run is not None:
         own = _name_of(run)
         if own in named:
@@ -65,14 +68,22 @@ def open_chat(
         raise AdapterError(
             f"the adapters belong to different bases: {', '.join(sorted(wanted))}", "name one with --base"
         )
+    if base is None and named and not wanted:
+        raise AdapterError(
+            f"{next(iter(named.values()))} does not say what its base is", "name it with --base"
+        )
     under = load_base(base or next(iter(wanted), None), dtype=dtype, device=device)
+    if under.tokenizer is None:
+        raise DataError(
+            f"the base {under.name} has no tokenizer", "talking needs one; add it to the base's folder"
+        )
     bank = Bank(under)
     for name, adapter in loaded.items():
         bank.add(name, adapter)
     # one row at a time: the count measured for decoding holds for the rest of the process
     torch.set_num_threads(threads_for(under.model).decode)
     first = next(iter(named)) if run is not None else "base"
-    return Chat(bank, under.tokenizer, system, max_new_tokens, temperature, mixture=first)
+    return Chat(bank, under.tokenizer, system, options.max_new_tokens, options.temperature, mixture=first)
 
 
 def _name_of(run: Path) -> str:

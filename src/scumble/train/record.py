@@ -71,6 +71,15 @@ class RunRecord:
             self.best = (step, eval_loss)
         self._rotate(step)
 
+    @property
+    def kept(self) -> str:
+        """What of the run can be used, in words."""
+        if self.best is None:
+            return "there was no checkpoint yet"
+        adapter = self.folder / "adapter"
+        path = adapter if adapter.is_dir() else self._path(self.best[0])
+        return f"the checkpoint of step {self.best[0]} is kept as {path}"
+
     def finish(self, result: dict[str, Any]) -> Path | None:
         """Write the best checkpoint as `adapter/` and the result into `run.json`; the adapter's folder."""
         adapter = self.folder / "adapter"

@@ -16,7 +16,7 @@ from scumble.config import CompareOptions, LoraOptions, TrainOptions, make, read
 from scumble.data.encoding import EncodedSet, encode_all
 from scumble.data.examples import Example, hash_examples, read_examples, split_by_hash
 from scumble.data.shipped import SHIPPED
-from scumble.errors import ConfigError, DataError, TrainingError
+from scumble.errors import ConfigError, DataError, OutputError, TrainingError
 from scumble.files import refuse_existing, write_text
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
@@ -118,7 +118,9 @@ def train(
     """
     settled = _settled(config, options, base, lora)
     reporter = Reporter(quiet=quiet)
-    folder = refuse_existing(out, force=force) if out is not None else _numbered(data)
+    spec = _spec(settled, lora)
+    reads = (data, config, settled.eval, settled.base)
+    folder = refuse_existing(out, force=force, inputs=reads) if out is not None else _numbered(data)
     material = _material(data, settled)
     base = _base(base, settled)
     encoded = _encode(material.train, base, settled, reporter)
@@ -128,30 +130,20 @@ def train(
     threads = threads_for(base.model)
     bank = Bank(base)
     try:
-        bank.trainable(SLOT, _spec(settled, lora), seed=settled.seed)
+        bank.trainable(SLOT, spec, seed=settled.seed)
         settings = settle(settled, len(encoded.examples), base.model.config)
         facts = _facts(settled, settings, base, bank, material, encoded, validation, threads)
         _announce(reporter, facts)
         record = RunRecord(folder, bank, SLOT, facts, force=force)
         with with_threads(threads.train):
-            outcome = Trainer(
-                bank, SLOT, encoded.examples, validation.examples, settings, record, reporter
-            ).run()
-            adapter = _finish(record, outcome)
+            trainer = Trainer(bank, SLOT, encoded.examples, validation.examples, settings, record, reporter)
+            outcome, adapter = _trained(trainer, record)
             comparison = _before_and_after(bank, base, material, adapter, examples_in_report, reporter)
     finally:
         bank.close()
     report = write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
-    return Run(
-        folder,
-        adapter,
-        report,
-        outcome.steps,
-        outcome.tokens,
-        outcome.seconds,
-        _losses(outcome),
-        outcome.peak_bytes,
-    )
+    told = (outcome.steps, outcome.tokens, outcome.seconds, _losses(outcome), outcome.peak_bytes)
+    return Run(folder, adapter, report, *told)
 
 
 def write_report(folder: Path, comparison: Mapping[str, Any] | None) -> Path:
@@ -323,6 +315,17 @@ def _losses(outcome: Outcome) -> dict[str, float | None]:
     }
 
 
+def _trained(trainer: Trainer, record: RunRecord) -> tuple[Outcome, Path]:
+    """Train and write the result; where the disk is full, say what of the run is there."""
+    try:
+        outcome = trainer.run()
+        return outcome, _finish(record, outcome)
+    except OutputError as error:
+        raise OutputError(
+            f"{error.message}; {record.kept}", "make room, then train again with --force"
+        ) from error
+
+
 def _finish(record: RunRecord, outcome: Outcome) -> Path:
     """Write the result; where the run was stopped, say so with what is left of it."""
     result = {
@@ -337,12 +340,9 @@ def _finish(record: RunRecord, outcome: Outcome) -> Path:
     adapter = record.finish(result)
     if outcome.stopped or adapter is None:
         write_report(record.folder, None)
-        kept = (
-            f"the checkpoint of step {record.best[0]} is kept as {adapter}"
-            if record.best
-            else "there was no checkpoint yet"
+        raise TrainingError(
+            f"{outcome.stopped or 'nothing was trained'}; {record.kept}", _advice(outcome.stopped)
         )
-        raise TrainingError(f"{outcome.stopped or 'nothing was trained'}; {kept}", _advice(outcome.stopped))
     return adapter
 
 
@@ -363,12 +363,20 @@ def _before_and_after(
     tokenizer: Any = base.tokenizer
     longest = max(len(tokenizer(example.expected)["input_ids"]) for example in examples)
     reporter.note(f"answering {len(examples)} validation examples before and after")
-    return compare_in_bank(
-        bank,
-        SLOT,
-        tokenizer,
-        examples,
-        options=CompareOptions(n=n, max_new_tokens=min(256, 2 * longest + 8)),
-        sizes=(bytes_of(adapter), base.bytes_on_disk, base.source_bytes),
-        source=material.validation_source,
-    )
+    try:
+        return compare_in_bank(
+            bank,
+            SLOT,
+            tokenizer,
+            examples,
+            options=CompareOptions(n=n, max_new_tokens=min(256, 2 * longest + 8)),
+            sizes=(bytes_of(adapter), base.bytes_on_disk, base.source_bytes),
+            source=material.validation_source,
+        )
+    except KeyboardInterrupt:
+        run = adapter.parent
+        write_report(run, None)
+        raise TrainingError(
+            f"stopped by Ctrl-C after the last step; the adapter is kept as {adapter}",
+            f"only the examples of its report are missing: scumble compare {run} --data FILE",
+        ) from None

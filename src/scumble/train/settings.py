@@ -14,7 +14,7 @@ from scumble.config import Choice, TrainOptions
 from scumble.train.schedule import default_rate
 
 EFFECTIVE = 16  # the lesson's effective batch
-ENOUGH_STEPS = 100  # a run with fewer optimizer steps gets a smaller batch
+ENOUGH_STEPS = 300  # a run with fewer optimizer steps gets a smaller batch
 SMALLEST = 4
 MICRO = 8  # examples in a micro-step, where the effective batch allows
 WARMUP = 100  # the lesson's, cut to a tenth of the run
