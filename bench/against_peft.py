@@ -10,10 +10,12 @@ each (decoding), time of a forward pass, interleaved, medians.
 from __future__ import annotations
 
 import argparse
+import json
 import statistics
 import tempfile
 import time
 import warnings
+from pathlib import Path
 
 import torch
 from peft import LoraConfig, PeftModel, get_peft_model
@@ -45,13 +47,11 @@ def make_adapters(folder: str, rslora: bool) -> list[str]:
 
 def exact_updates(paths: list[str], weights: tuple[float, float]) -> dict[str, torch.Tensor]:
     """sum w_i s_i B_i A_i for each module, in fp64, from the files alone."""
-    import json
-
     from safetensors.torch import load_file
 
     total: dict[str, torch.Tensor] = {}
     for path, weight in zip(paths, weights, strict=False):
-        config = json.load(open(f"{path}/adapter_config.json"))
+        config = json.loads(Path(path, "adapter_config.json").read_text())
         scale = config["lora_alpha"] / (config["r"] ** 0.5 if config["use_rslora"] else config["r"])
         tensors = load_file(f"{path}/adapter_model.safetensors")
         for key, A in tensors.items():
@@ -68,7 +68,9 @@ def error(found: dict[str, torch.Tensor], wanted: dict[str, torch.Tensor]) -> fl
 
 
 def peft_blend(paths: list[str], weights: tuple[float, float], kind: str) -> dict[str, torch.Tensor]:
-    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ensure().folder), paths[0], adapter_name="a")
+    peft = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(ensure().folder), paths[0], adapter_name="a"
+    )
     peft.load_adapter(paths[1], adapter_name="b")
     peft.add_weighted_adapter(["a", "b"], list(weights), "both", combination_type=kind)
     return {
@@ -98,7 +100,9 @@ def mixed_batches(paths: list[str], repeats: int = 25) -> dict[str, float]:
     """Seconds of a forward pass of 8 rows of one token, four adapters among them."""
     rows = [NAMES[i % 4] for i in range(8)]
     ids = torch.randint(0, 40_000, (8, 1), generator=torch.Generator().manual_seed(0))
-    peft = PeftModel.from_pretrained(AutoModelForCausalLM.from_pretrained(ensure().folder), paths[0], adapter_name="a").eval()
+    peft = PeftModel.from_pretrained(
+        AutoModelForCausalLM.from_pretrained(ensure().folder), paths[0], adapter_name="a"
+    ).eval()
     bank = Bank(AutoModelForCausalLM.from_pretrained(ensure().folder).eval())
     bank.add("a", paths[0])
     for name, path in zip(NAMES[1:], paths[1:], strict=True):
@@ -144,7 +148,9 @@ def main() -> None:
                         shown.append(f"PEFT {kind} refused ({type(reason).__name__})")
                 print(f"  {'rsLoRA' if rslora else 'LoRA  '} weights {weights}: {', '.join(shown)}")
         found = mixed_batches(make_adapters(folder, False))
-        print("8 rows of one token, 4 adapters: " + ", ".join(f"{k} {v * 1e3:.1f} ms" for k, v in found.items()))
+        print(
+            "8 rows of one token, 4 adapters: " + ", ".join(f"{k} {v * 1e3:.1f} ms" for k, v in found.items())
+        )
         print(f"PEFT / bank: {found['PEFT'] / found['bank']:.2f}")
 
 

@@ -251,7 +251,7 @@ def _must(complaint: Any) -> str:
     kind, limits = complaint["type"], complaint.get("ctx", {})
     bounds = {
         "greater_than": "must be above {gt:g}",
-        "greater_than_equal": "must be {ge} or more",
+        "greater_than_equal": "must be {ge:g} or more",
         "less_than": "must be below {lt:g}",
         "less_than_equal": "must be {le} or less",
         "literal_error": "must be {expected}",
@@ -277,5 +277,5 @@ def _hint(group: type[Options], name: str, complaint: Any) -> str:
         if near:
             return f"did you mean {near[0]}?"
     said = f"{field.description or name}"
-    said = said if said[:2].isupper() else said[0].lower() + said[1:]
+    said = said if said.split()[0][1:2].isupper() else said[0].lower() + said[1:]
     return said if field.default is None else f"{said}; the default is {field.default}"

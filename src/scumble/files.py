@@ -41,7 +41,7 @@ def refuse_existing(
     """
     path = Path(path).expanduser()
     if not os.path.lexists(path):
-        _check_parent(path)
+        _check_parent(path, option)
         return path
     _refuse_precious(path, option, inputs)
     if path.is_dir() == file:
@@ -51,7 +51,7 @@ def refuse_existing(
         raise OutputExistsError(
             f"{path} exists already", f"choose another {option}, or overwrite it with --force"
         )
-    _check_parent(path)
+    _check_parent(path, option)
     return path
 
 
@@ -132,14 +132,14 @@ def _refuse_precious(path: Path, option: str, inputs: Iterable[Any]) -> None:
             )
 
 
-def _check_parent(path: Path) -> None:
+def _check_parent(path: Path, option: str) -> None:
     """Refuse a path whose nearest folder is a file or may not be written to."""
     holder = next(folder for folder in Path(os.path.abspath(path)).parents if os.path.lexists(folder))
     if not holder.is_dir():
-        raise OutputError(f"{path} cannot be written: {holder} is not a folder", "choose another --out")
+        raise OutputError(f"{path} cannot be written: {holder} is not a folder", f"choose another {option}")
     if not os.access(holder, os.W_OK | os.X_OK):
         raise OutputError(
-            f"{path} cannot be written: no permission to write in {holder}", "choose another --out"
+            f"{path} cannot be written: no permission to write in {holder}", f"choose another {option}"
         )
 
 

@@ -80,20 +80,19 @@ def test_the_gradient_is_clipped_and_its_norm_noted() -> None:
     for trainer in (free, clipped):
         caught = only_gradients(trainer)
         norms.append(float(torch.cat([g.flatten() for g in caught.values()]).norm()))
-        trainer.outcome.evals.clear()
     assert norms[1] == pytest.approx(0.01, rel=1e-4)
     for trainer in (free, clipped):
         assert trainer.record.column("grad_norm")[0] == pytest.approx(norms[0], rel=1e-4)  # type: ignore[attr-defined]
 
 
 def test_only_the_adapter_learns() -> None:
-    trainer = make_trainer()
+    trainer = make_trainer(steps=30)
     base = {k: v.clone() for k, v in trainer.bank.model.state_dict().items() if ".slots." not in k}
     trainer.run()
     after = trainer.bank.model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in base.items())
-    losses_seen = trainer.record.column("loss")  # type: ignore[attr-defined]
-    assert losses_seen[-1] < losses_seen[0]
+    seen = trainer.outcome.losses
+    assert sum(seen[-3:]) < 0.9 * sum(seen[:3])
 
 
 def test_it_evaluates_at_the_start_after_every_epoch_and_at_the_end() -> None:
@@ -148,7 +147,7 @@ def break_loss(monkeypatch: pytest.MonkeyPatch, at: int, what: Any) -> None:
         count += 1
         if count == at and isinstance(what, BaseException):
             raise what
-        return true(model, batch) * (what if count >= at else 1.0)
+        return true(model, batch) * (what if count >= at and isinstance(what, float) else 1.0)
 
     monkeypatch.setattr(loop, "loss_sum", broken)
 

@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from scumble.data.encoding import Encoded
 from scumble.lora.bank import Bank
@@ -91,7 +92,7 @@ def only_gradients(trainer: Trainer) -> dict[str, Tensor]:
         if not caught:
             caught.update(gradients(trainer.bank))
 
-    handle = torch.optim.optimizer.register_optimizer_step_pre_hook(catch)
+    handle = register_optimizer_step_pre_hook(catch)
     try:
         trainer.run()
     finally:

@@ -78,7 +78,7 @@ def _usage(error: Any) -> NoReturn:
     message = " ".join(str(error.format_message()).split())
     path = getattr(getattr(error, "ctx", None), "command_path", "scumble")
     if type(error).__name__ != "NoArgsIsHelpError":  # after which the help was printed
-        message = message.partition(", unable to parse")[0].rstrip(".")
+        message = message.partition(", unable to parse")[0].replace("Input should", "must").rstrip(".")
         output.failure(message[:1].lower() + message[1:], f"see {path} --help")
     sys.exit(int(getattr(error, "exit_code", 2)))
 

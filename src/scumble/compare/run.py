@@ -54,7 +54,7 @@ def compare(
     base = (
         base
         if isinstance(base, Base)
-        else load_base(base or loaded.spec.base_name, dtype=dtype, device=device)
+        else load_base(loaded.spec.base_name if base is None else base, dtype=dtype, device=device)
     )
     if base.tokenizer is None:
         raise DataError(

@@ -139,9 +139,7 @@ def _read_lines(path: Path) -> tuple[list[Any], list[int]]:
         text = path.read_bytes().decode("utf-8-sig")
     except UnicodeDecodeError as error:
         at = path.read_bytes()[: error.start].count(b"\n") + 1
-        raise DataError(
-            f"{path}, line {at}: not UTF-8 ({error.reason})", "save the file as UTF-8"
-        ) from error
+        raise DataError(f"{path}, line {at}: not UTF-8 ({error.reason})", "save the file as UTF-8") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror}", "check its permissions") from error
     # JSON lines end at \n only: other line separators may stand inside a string

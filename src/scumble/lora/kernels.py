@@ -19,9 +19,9 @@ from torch.nn import functional
 
 from scumble.lora.routing import Weight
 
-# Tokens in the batch from which segments win, measured on two cores (docs/bank.md): below it stacking is
-# as fast or faster for 2 to 16 adapters of rank 8 to 16 at widths 576 to 2048.
-SEGMENTS_FROM = 192
+# Segments win from here on, measured as (adapters - 2) * tokens on two cores at width 576 and rank 16
+# (docs/bank.md): the multiplications that stacking wastes grow with both, and two adapters never waste enough.
+SEGMENTS_FROM = 384
 
 
 @dataclass(frozen=True)
@@ -52,10 +52,8 @@ def low_rank_update(x: Tensor, terms: Sequence[Term], *, embedding: bool = False
     Returns:
         (..., out) in the type of the factors.
     """
-    if len(terms) > 1 and not embedding and x.ndim == 3 and _rows_differ(terms, x.shape[0]):
-        tokens = x.shape[0] * x.shape[1]
-        if tokens >= SEGMENTS_FROM:
-            return segments(x, terms)
+    if not embedding and x.ndim == 3 and _segments_pay(terms, x.shape[0], x.shape[1]):
+        return segments(x, terms)
     return stacked(x, terms, embedding=embedding)
 
 
@@ -82,6 +80,11 @@ def segments(x: Tensor, terms: Sequence[Term]) -> Tensor:
             h = functional.linear(x.to(term.A.dtype), term.A) * (term.weight * term.scale)
             out = out + functional.linear(h, term.B)
     return out
+
+
+def _segments_pay(terms: Sequence[Term], rows: int, length: int) -> bool:
+    """Whether stacking would waste more than the calls of segments cost; only where rows differ is there waste."""
+    return (len(terms) - 2) * rows * length >= SEGMENTS_FROM and _rows_differ(terms, rows)
 
 
 def _rows_differ(terms: Sequence[Term], rows: int) -> bool:

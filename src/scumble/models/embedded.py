@@ -163,6 +163,8 @@ def _build(folder: Path) -> None:
             f"{gguf} cannot be dequantised: {type(error).__name__}: {error}"[:300], hint
         ) from error
     model.config._name_or_path = EMBEDDED_NAME
+    if folder.is_file():
+        folder.unlink()  # a file where the copy belongs is nothing of ours, and nothing of a user's: it is the cache
     try:
         # `force` puts it in the place of a broken copy, only once the new one is whole.
         with new_folder(folder, force=True) as temporary, quiet():

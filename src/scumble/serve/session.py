@@ -72,7 +72,7 @@ def open_chat(
         raise AdapterError(
             f"{next(iter(named.values()))} does not say what its base is", "name it with --base"
         )
-    under = load_base(base or next(iter(wanted), None), dtype=dtype, device=device)
+    under = load_base(next(iter(wanted), None) if base is None else base, dtype=dtype, device=device)
     if under.tokenizer is None:
         raise DataError(
             f"the base {under.name} has no tokenizer", "talking needs one; add it to the base's folder"

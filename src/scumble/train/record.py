@@ -15,6 +15,7 @@ from typing import Any
 
 from scumble.errors import OutputError
 from scumble.files import new_folder, refuse_existing, write_text
+from scumble.lora.adapter import WEIGHTS_NAME
 from scumble.lora.bank import Bank
 from scumble.models.threads import available_cores
 
@@ -86,6 +87,7 @@ class RunRecord:
         if self.best is not None:
             with new_folder(adapter, force=True) as temporary:
                 shutil.copytree(self._path(self.best[0]), temporary, dirs_exist_ok=True)
+            self.facts["adapter"]["bytes"] = (adapter / WEIGHTS_NAME).stat().st_size
         self.facts["result"] = {**result, "best_step": self.best[0] if self.best else None}
         write_text(self.folder / "run.json", _json(self.facts))
         return adapter if self.best is not None else None

@@ -165,7 +165,8 @@ def _settled(
 ) -> TrainOptions:
     """The user's options: those given over those of the file, and none that something else would overrule."""
     given = {name: value for name, value in options.items() if value is not None}
-    named = {"base": name} if (name := base.name if isinstance(base, Base) else base) else {}
+    name = base.name if isinstance(base, Base) else base
+    named = {"base": name} if name or isinstance(base, str) else {}
     settled = make(TrainOptions, **{**(read_yaml(config) if config else {}), **given, **named})
     twice = sorted(settled.model_fields_set & set(LoraOptions.model_fields))
     if lora is not None and twice:

@@ -127,7 +127,8 @@ def _batch(options: TrainOptions, examples: int, choices: list[Choice]) -> tuple
             f": with {EFFECTIVE} a run over {examples} examples would have fewer than {ENOUGH_STEPS} steps"
         )
     choices.append(Choice("batch", batch, reason))
-    choices.append(Choice("accumulate", effective // batch, reason))
+    if effective > batch:
+        choices.append(Choice("accumulate", effective // batch, reason))
     return batch, effective // batch
 
 
