@@ -140,7 +140,9 @@ def test_too_long_examples_are_left_out_whole_and_named() -> None:
     assert found.too_long == [("the data, example 2", lengths[1])]
     assert (found.tokens, found.targets) == (lengths[0] + lengths[2], 4 + 3)
     # at the very length nothing is cut, and one below, everything is left out
-    assert not encode_all(read_examples(rows), tokenizer, max(lengths)).too_long
+    whole = encode_all(read_examples(rows), tokenizer, max(lengths))
+    assert [len(e.ids) for e in whole.examples] == lengths
+    assert not whole.too_long
     with pytest.raises(DataError, match=f"shortest has {min(lengths)}") as caught:
         encode_all(read_examples(rows), tokenizer, min(lengths) - 1)
     assert str(max(lengths)) in caught.value.hint
