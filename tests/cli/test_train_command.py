@@ -95,7 +95,7 @@ def test_one_example_can_be_trained_on_without_validation(trains, fails, here):
 
 
 def test_examples_that_are_left_out_are_said(trains, fails, here):
-    ended = trains("good.jsonl", "run", "--max-length", 40)
+    ended = trains("good.jsonl", "run", "--max-length", 40, "--eval", 0)
     assert "are left out whole, not cut" in ended.err
     message, hint = fails("train", "good.jsonl", "--out", "other", "--max-length", 3)
     assert "every example is longer than 3 tokens" in message

@@ -23,7 +23,8 @@ from scumble.data.examples import read_examples
 from scumble.errors import ConfigError
 from scumble.lora.adapter import WEIGHTS_NAME, Adapter
 from scumble.models.base import Base
-from scumble.train.run import Run, _material
+from scumble.train.material import read_material
+from scumble.train.run import Run
 from tests.bases import (
     BEGIN,
     BEGUN,
@@ -206,7 +207,7 @@ def test_the_validation_split_of_a_single_file(tmp_path: Path) -> None:
     assert found["data"]["examples"] + found["validation"]["examples"] == 60
     assert found["validation"]["examples"] >= 2
     assert run.loss["best_eval"] is not None
-    material = _material(str(file), TrainOptions())
+    material = read_material(str(file), TrainOptions())
     assert {e.question for e in material.train}.isdisjoint({e.question for e in material.validation})
     assert len(material.validation) == found["validation"]["examples"]
 

@@ -9,12 +9,15 @@ import typer
 NAME = "doctor"
 
 
-def run(as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False) -> None:
+def run(
+    measure: Annotated[bool, typer.Option("--measure", help="Measure the threads anew.")] = False,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
     """The machine and its versions: device, threads, and where the base is."""
     from scumble.cli import output
     from scumble.models.doctor import diagnose
 
-    found = diagnose()
+    found = diagnose(measure=measure)
     output.show(found, as_json, lambda: _print(found.to_dict()))
 
 

@@ -71,17 +71,22 @@ def comparison(found: Any) -> None:
         f"{metric.name} on {metric.n} examples: before {metric.before:.1%}{_interval(metric.before_interval)}, "
         f"after {metric.after:.1%}{_interval(metric.after_interval)}",
         markup=False,
+        soft_wrap=True,
     )
     console.print(
         f"loss: {found.loss['before']:.3f} -> {found.loss['after']:.3f}   "
-        f"perplexity: {found.perplexity['before']:.2f} -> {found.perplexity['after']:.2f}"
+        f"perplexity: {found.perplexity['before']:.2f} -> {found.perplexity['after']:.2f}",
+        soft_wrap=True,
     )
     source = (
         f" ({size(found.source_bytes)} as it came)"
         if found.source_bytes and found.source_bytes != found.base_bytes
         else ""
     )
-    console.print(f"adapter {size(found.adapter_bytes)} beside a base of {size(found.base_bytes)}{source}")
+    console.print(
+        f"adapter {size(found.adapter_bytes)} beside a base of {size(found.base_bytes)}{source}",
+        soft_wrap=True,
+    )
 
 
 def _interval(bounds: tuple[float, float]) -> str:

@@ -20,7 +20,7 @@ from scumble.errors import MissingExtraError
 from scumble.models import embedded
 from scumble.models.cache import cache_dir
 from scumble.models.resolve import EMBEDDED_NAME, default_base
-from scumble.models.threads import ThreadChoice, available_cores, cpu_name, threads_for_shapes
+from scumble.models.threads import ThreadChoice, available_cores, cpu_name, forget, threads_for_shapes
 
 _PACKAGES = (
     "scumble",
@@ -79,12 +79,17 @@ class Diagnosis:
         return asdict(self) | {"threads": self.threads.to_dict()}
 
 
-def diagnose() -> Diagnosis:
+def diagnose(*, measure: bool = False) -> Diagnosis:
     """Look at this machine. Takes about a second where its threads were not measured before.
+
+    Args:
+        measure: measure the threads anew.
 
     Raises:
         ConfigError: `SCUMBLE_THREADS` cannot be read.
     """
+    if measure:
+        forget()
     return Diagnosis(
         python=sys.version.split()[0],
         platform=platform.platform(),

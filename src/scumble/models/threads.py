@@ -2,8 +2,8 @@
 
 Training multiplies hundreds of rows by each weight, where more threads mostly help. Decoding multiplies
 1 to 8 rows, where starting the threads can cost more than the product, and two can be many times slower
-than one. A measurement takes about half a second per phase and is remembered in the cache, unless the
-machine was busy.
+than one. A measurement takes about half a second per phase and is remembered in the cache, for a run is
+repeatable bit for bit only with the same number of threads; one taken on a busy machine is marked as such.
 
     train:  Y = X W^T and dX = dY W, X of shape (512, in), W of shape (out, in)
     decode: Y = X W^T, X of shape (1, in) and (8, in)
@@ -46,8 +46,7 @@ _COPIES_BYTES = (
 _HOPELESS = 3.0  # times the best in the first round: not timed again
 _GAIN = 0.9  # more threads are taken only where they need less than this share of the time
 _MAX_SHAPES = 6
-# Measured while other work ran: used by this process, and never written to the cache.
-_BUSY_FINDINGS: dict[str, dict[int, float]] = {}
+_BUSY = " | busy"  # ends the key of what was measured while other work ran
 
 
 @dataclass(frozen=True)
@@ -89,7 +88,7 @@ def choose_threads(shapes: Sequence[Shape], phase: Phase, *, dtype: torch.dtype 
     forced = _forced()
     if forced is not None:
         return forced[0] if phase == "train" else forced[1]
-    return _best(_measured(shapes, phase, dtype))
+    return _best(_measured(shapes, phase, dtype)[0])
 
 
 def threads_for(model: Any) -> ThreadChoice:
@@ -119,8 +118,16 @@ def threads_for_shapes(
     forced = _forced()
     if forced is not None:
         return ThreadChoice(*forced, reason="SCUMBLE_THREADS")
-    times = {"train": _measured(train, "train", dtype), "decode": _measured(decode, "decode", dtype)}
-    return ThreadChoice(_best(times["train"]), _best(times["decode"]), times)
+    found = {"train": _measured(train, "train", dtype), "decode": _measured(decode, "decode", dtype)}
+    times = {phase: seconds for phase, (seconds, _) in found.items()}
+    busy = any(busy for _, busy in found.values())
+    reason = "measured on a busy machine; `scumble doctor --measure` measures anew" if busy else "measured"
+    return ThreadChoice(_best(times["train"]), _best(times["decode"]), times, reason)
+
+
+def forget() -> None:
+    """Forget what was measured, so that the next choice measures anew."""
+    (cache_dir() / "threads.json").unlink(missing_ok=True)
 
 
 def layer_shapes(model: Any, phase: Phase) -> list[Shape]:
@@ -184,26 +191,22 @@ def _best(seconds: dict[int, float]) -> int:
     return best
 
 
-def _measured(shapes: Sequence[Shape], phase: Phase, dtype: torch.dtype) -> dict[int, float]:
-    """Give seconds by number of threads, from the cache where this machine was measured before."""
+def _measured(shapes: Sequence[Shape], phase: Phase, dtype: torch.dtype) -> tuple[dict[int, float], bool]:
+    """Give seconds by number of threads, and whether other work ran; from the cache where it is known."""
     cores = available_cores()
     if cores == 1 or not shapes:
-        return {1: 0.0}
+        return {1: 0.0}, False
     path, key = cache_dir() / "threads.json", _key(shapes, phase, dtype, cores)
     known = _recall(path)
-    if key in known:
-        return known[key]
-    if key in _BUSY_FINDINGS:
-        return _BUSY_FINDINGS[key]
+    for name in (key, key + _BUSY):
+        if name in known:
+            return known[name], name != key
     busy = _busy(cores)
     seconds = _measure(shapes, phase, dtype, cores)
-    if busy:  # beside other work fewer threads are right for now, but not for good
-        _BUSY_FINDINGS[key] = seconds
-        return seconds
     # A cache that cannot be written costs a measurement each time, and nothing else.
     with contextlib.suppress(OSError):
-        write_text(path, json.dumps(_recall(path) | {key: seconds}, indent=1) + "\n")
-    return seconds
+        write_text(path, json.dumps(_recall(path) | {key + _BUSY * busy: seconds}, indent=1) + "\n")
+    return seconds, busy
 
 
 def _busy(cores: int) -> bool:

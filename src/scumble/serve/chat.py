@@ -64,13 +64,8 @@ class Chat:
             yield self._command(text)
             return
         asked = [*self.turns, {"role": "user", "content": text}]
-        answer = stream(
-            self.bank,
-            self.tokenizer,
-            self._encode(asked),
-            max_new_tokens=self.max_new_tokens,
-            temperature=self.temperature,
-        )
+        prompt, room = self._encode(asked)
+        answer = stream(self.bank, self.tokenizer, prompt, max_new_tokens=room, temperature=self.temperature)
         pieces: list[str] = []
         finished = False
         try:
@@ -93,8 +88,8 @@ class Chat:
         self.mixture = format_mixture(weights)
         return f"now answering: {self.mixture}"
 
-    def _encode(self, turns: list[dict[str, str]]) -> list[int]:
-        """The tokens after which the model answers the last of the turns."""
+    def _encode(self, turns: list[dict[str, str]]) -> tuple[list[int], int]:
+        """The tokens after which the model answers the last of the turns, and of how many its answer may be."""
         head = [{"role": "system", "content": self.system}] if self.system else []
         prompt = encode_prompt(head + turns, self.tokenizer)
         most = getattr(self.bank.model.config, "max_position_embeddings", None)
@@ -103,7 +98,7 @@ class Chat:
                 f"the conversation has {len(prompt)} tokens, and the base reads {most} at most",
                 "/reset starts anew",
             )
-        return prompt
+        return prompt, min(self.max_new_tokens, most - len(prompt)) if most else self.max_new_tokens
 
     def _command(self, text: str) -> str:
         name, _, rest = text.partition(" ")
@@ -126,9 +121,9 @@ class Chat:
         asked = [i for i, turn in enumerate(self.turns) if turn["role"] == "user"]
         if not asked:
             raise ConfigError("there is no question yet to compare answers to", "ask something first")
-        prompt = self._encode(self.turns[: asked[-1] + 1])
+        prompt, room = self._encode(self.turns[: asked[-1] + 1])
         [[before, after]] = generate(
             self.bank, self.tokenizer, [prompt], ["base", self.mixture],
-            max_new_tokens=self.max_new_tokens, temperature=self.temperature,
+            max_new_tokens=room, temperature=self.temperature,
         )  # fmt: skip
         return f"base: {before}\n{self.mixture}: {after}"

@@ -13,24 +13,23 @@ from typing import Any
 
 from scumble.compare.comparison import Comparison, compare_in_bank
 from scumble.config import CompareOptions, LoraOptions, TrainOptions, make, read_yaml
-from scumble.data.encoding import EncodedSet, encode_all
-from scumble.data.examples import Example, hash_examples, read_examples, split_by_hash
-from scumble.data.shipped import SHIPPED
-from scumble.errors import ConfigError, DataError, OutputError, TrainingError
+from scumble.data.encoding import EncodedSet
+from scumble.errors import ConfigError, OutputError, TrainingError
 from scumble.files import refuse_existing, write_text
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base, load_base
-from scumble.models.threads import ThreadChoice, threads_for, with_threads
+from scumble.models.threads import threads_for, with_threads
 from scumble.models.weights import device_named, dtype_named
+from scumble.train.facts import announce, run_facts
 from scumble.train.loop import Outcome, Trainer
+from scumble.train.material import Material, encode_material, read_material
 from scumble.train.progress import Reporter
 from scumble.train.record import RunRecord
 from scumble.train.report import render_report
-from scumble.train.settings import Settings, settle
+from scumble.train.settings import settle
 
 SLOT = "trained"
-EVAL_SHARE = 0.1
 
 
 @dataclass(frozen=True)
@@ -75,16 +74,6 @@ class Run:
         }
 
 
-@dataclass(frozen=True)
-class Material:
-    """What a run learns from and is judged by."""
-
-    train: list[Example]
-    validation: list[Example]
-    source: str
-    validation_source: str
-
-
 def train(
     data: Any,
     *,
@@ -121,19 +110,21 @@ def train(
     spec = _spec(settled, lora)
     reads = (data, config, settled.eval, settled.base)
     folder = refuse_existing(out, force=force, inputs=reads) if out is not None else _numbered(data)
-    material = _material(data, settled)
+    material = read_material(data, settled)
     base = _base(base, settled)
-    encoded = _encode(material.train, base, settled, reporter)
+    encoded = encode_material(material.train, base, settled, reporter)
     validation = (
-        _encode(material.validation, base, settled, reporter) if material.validation else EncodedSet([], [])
+        encode_material(material.validation, base, settled, reporter)
+        if material.validation
+        else EncodedSet([], [])
     )
     threads = threads_for(base.model)
     bank = Bank(base)
     try:
         bank.trainable(SLOT, spec, seed=settled.seed)
         settings = settle(settled, len(encoded.examples), base.model.config)
-        facts = _facts(settled, settings, base, bank, material, encoded, validation, threads)
-        _announce(reporter, facts)
+        facts = run_facts(settled, settings, base, bank, material, encoded, validation, threads)
+        announce(reporter, facts)
         record = RunRecord(folder, bank, SLOT, facts, force=force)
         with with_threads(threads.train):
             trainer = Trainer(bank, SLOT, encoded.examples, validation.examples, settings, record, reporter)
@@ -197,114 +188,11 @@ def _numbered(data: Any) -> Path:
     return folder
 
 
-def _material(data: Any, options: TrainOptions) -> Material:
-    source = str(data) if isinstance(data, str | Path) else type(data).__name__
-    train = read_examples(data)
-    share = options.eval
-    if isinstance(share, str):
-        return Material(train, read_examples(share, "validation"), source, share)
-    if share is None and isinstance(data, str) and data in SHIPPED:
-        return Material(train, read_examples(data, "validation"), source, f"{source} validation")
-    share = EVAL_SHARE if share is None else share
-    if share == 0:
-        return Material(train, [], source, "")
-    kept, held = split_by_hash(train, share)
-    if not held:
-        raise DataError(
-            f"{source} has no two different examples, so none can be held back for validation",
-            "give --eval FILE, or --eval 0 to train without",
-        )
-    return Material(kept, held, source, f"{share:.0%} of {source}, by content")
-
-
-def _encode(examples: list[Example], base: Base, options: TrainOptions, reporter: Reporter) -> EncodedSet:
-    if base.tokenizer is None:
-        raise DataError(
-            f"the base {base.name} has no tokenizer", "training needs one; add it to the base's folder"
-        )
-    encoded = encode_all(examples, base.tokenizer, options.max_length)
-    if encoded.too_long:
-        where, length = max(encoded.too_long, key=lambda item: item[1])
-        reporter.warn(
-            f"{len(encoded.too_long)} of {len(examples)} examples are longer than {options.max_length} tokens and "
-            f"are left out whole, not cut: {encoded.too_long[0][0]} and others; --max-length {length} keeps all ({where})"
-        )
-    return encoded
-
-
 def _spec(options: TrainOptions, lora: Any) -> LoraSpec:
     if lora is not None:
         return lora if isinstance(lora, LoraSpec) else LoraSpec.from_peft(lora)
     targets = options.targets if isinstance(options.targets, str) else tuple(options.targets)
     return LoraSpec(options.rank, options.alpha, targets, options.dropout, options.rslora, options.dora)
-
-
-def _facts(
-    options: TrainOptions,
-    settings: Settings,
-    base: Base,
-    bank: Bank,
-    material: Material,
-    encoded: EncodedSet,
-    validation: EncodedSet,
-    threads: ThreadChoice,
-) -> dict[str, Any]:
-    """What decides the result, as `run.json` holds it."""
-    adapter = bank.adapter(SLOT)
-    total = sum(parameter.numel() for parameter in base.model.parameters()) - adapter.parameters
-    spec = adapter.spec
-    return {
-        "options": options.model_dump(),
-        "choices": [choice._asdict() for choice in settings.choices],
-        "base": {
-            "name": base.name,
-            "hash": base.hash,
-            "dtype": str(base.dtype).removeprefix("torch."),
-            "device": str(base.device),
-            "parameters": total,
-            "bytes": base.bytes_on_disk,
-        },
-        "data": {
-            "source": material.source,
-            "hash": hash_examples(material.train),
-            "examples": len(encoded.examples),
-            "tokens": encoded.tokens,
-            "targets": encoded.targets,
-            "too_long": encoded.too_long,
-        },
-        "validation": {
-            "source": material.validation_source,
-            "hash": hash_examples(material.validation),
-            "examples": len(validation.examples),
-            "too_long": validation.too_long,
-        }
-        if material.validation
-        else None,
-        "adapter": {
-            "rank": spec.rank,
-            "alpha": spec.alpha,
-            "targets": spec.targets if isinstance(spec.targets, str) else list(spec.targets),
-            "modules": len(adapter.factors),
-            "parameters": adapter.parameters,
-            "bytes": 4 * adapter.parameters,
-            "percent": 100 * adapter.parameters / (total + adapter.parameters),
-        },
-        "training": settings.to_dict() | {"threads": {"train": threads.train, "decode": threads.decode}},
-    }
-
-
-def _announce(reporter: Reporter, facts: Mapping[str, Any]) -> None:
-    adapter, data, base = facts["adapter"], facts["data"], facts["base"]
-    reporter.note(
-        f"base {base['name']} ({base['parameters']:,} parameters, {base['dtype']} on {base['device']}); "
-        f"adapter of rank {adapter['rank']} on {adapter['modules']} modules: "
-        f"{adapter['parameters']:,} trainable, {adapter['percent']:.4f} %"
-    )
-    reporter.note(
-        f"data {data['source']}: {data['examples']} examples, {data['tokens']:,} tokens, {data['targets']:,} of them with a loss"
-    )
-    for choice in facts["choices"]:
-        reporter.note(f"{choice['option']} = {choice['value']}: {choice['reason']}")
 
 
 def _losses(outcome: Outcome) -> dict[str, float | None]:
