@@ -89,8 +89,9 @@ class TrainOptions(LoraOptions):
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps")
     batch: int | None = Field(None, ge=1, description="Examples in a micro-step")
     accumulate: int | None = Field(None, ge=1, description="Micro-steps in an optimizer step")
+    # beyond this AdamW's own arithmetic overflows; whatever is below ends in a loss that is not finite, and is said
     learning_rate: float | None = Field(
-        None, gt=0, le=10, allow_inf_nan=False, description="Highest learning rate"
+        None, gt=0, le=1e37, allow_inf_nan=False, description="Highest learning rate"
     )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the rate falls after the warm-up"
