@@ -127,6 +127,7 @@ def test_ctrl_c_ends_an_answer_and_at_the_prompt_the_program(here):
     terminal.type("/use base\n")
     terminal.until("now answering: base")
     terminal.until("> ")
+    time.sleep(0.5)  # until it waits for a line: the prompt is shown a moment before
     terminal.ctrl_c()
     assert terminal.process.wait(timeout=30) == 0
     os.close(terminal.ours)

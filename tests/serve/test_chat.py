@@ -90,6 +90,14 @@ def test_compare_gives_both(chat):
     assert text == f"base: {alone(chat, 'base', QUESTION)}\nlegal: {alone(chat, 'legal', QUESTION)}"
 
 
+def test_compare_with_the_base_in_use_asks_every_adapter(chat):
+    say(chat, "hello")
+    say(chat, "/use base")
+    titles = [line.partition(":")[0] for line in say(chat, "/compare").splitlines() if ":" in line]
+    assert titles[0] == "base"
+    assert set(chat.bank.names) <= set(titles)
+
+
 def test_compare_asks_the_last_question_again_with_what_was_said_before(chat):
     chat.system = "be short"
     say(chat, "one")

@@ -117,13 +117,13 @@ class Chat:
         raise ConfigError(f"the command {name} is not known", HELP)
 
     def _compare(self) -> str:
-        """The last question answered by the base and by who is in use, in one batch."""
+        """The last question answered by the base and by who is in use, or by every adapter where the base is."""
         asked = [i for i, turn in enumerate(self.turns) if turn["role"] == "user"]
         if not asked:
             raise ConfigError("there is no question yet to compare answers to", "ask something first")
         prompt, room = self._encode(self.turns[: asked[-1] + 1])
-        [[before, after]] = generate(
-            self.bank, self.tokenizer, [prompt], ["base", self.mixture],
-            max_new_tokens=room, temperature=self.temperature,
-        )  # fmt: skip
-        return f"base: {before}\n{self.mixture}: {after}"
+        compared = ["base", *(self.bank.names if self.mixture == "base" else [self.mixture])]
+        [answers] = generate(
+            self.bank, self.tokenizer, [prompt], compared, max_new_tokens=room, temperature=self.temperature
+        )
+        return "\n".join(f"{name}: {answer}" for name, answer in zip(compared, answers, strict=True))
