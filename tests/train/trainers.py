@@ -13,8 +13,8 @@ from scumble.data.encoding import Encoded
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base
+from scumble.progress import Reporter
 from scumble.train.loop import Trainer
-from scumble.train.progress import Reporter
 from scumble.train.settings import Settings
 from tests.bases import encoded, make_letters_base, sums
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from scumble.compare.comparison import Comparison, Done, compare_in_bank
+from scumble.compare.comparison import Comparison, compare_in_bank
 from scumble.compare.metrics import Metric, metric_named
 from scumble.config import CompareOptions, make
 from scumble.data.examples import read_examples
@@ -15,6 +15,7 @@ from scumble.lora.adapter import WEIGHTS_NAME, Adapter, find_adapter
 from scumble.lora.bank import Bank
 from scumble.models.base import Base, load_base
 from scumble.models.threads import threads_for, with_threads
+from scumble.progress import Reporter
 
 
 def compare(
@@ -25,7 +26,7 @@ def compare(
     metric: str | Metric | None = None,
     dtype: str | None = None,
     device: str | None = None,
-    done: Done = lambda count: None,
+    quiet: bool = False,
     **options: Any,
 ) -> Comparison:
     """Compare the base with an adapter.
@@ -36,7 +37,7 @@ def compare(
         base: a `Base` or what `load_base` takes; by default the base that the adapter names.
         metric: a name, or a function of (answer, expected); by default the shipped set's own, else exact match.
         dtype, device: of the base, where it is loaded here.
-        done: called with the number of examples answered since the last call.
+        quiet: say nothing on stderr.
         **options: the fields of `CompareOptions`.
 
     Raises:
@@ -63,7 +64,9 @@ def compare(
     bank = Bank(base)
     try:
         bank.add("adapter", loaded)
-        with with_threads(threads_for(base.model).train):  # prompts of many rows, not the decoding of a few
+        reporter = Reporter(quiet=quiet)
+        threads = threads_for(base.model).train  # prompts of many rows, not the decoding of a few
+        with with_threads(threads), reporter.bar("comparing", len(examples[: settings.limit])):
             found = compare_in_bank(
                 bank,
                 "adapter",
@@ -77,7 +80,7 @@ def compare(
                 else str(data)
                 if isinstance(data, str | Path)
                 else type(data).__name__,
-                done=done,
+                done=reporter.advance,
             )
     finally:
         bank.close()

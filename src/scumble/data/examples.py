@@ -76,6 +76,10 @@ def read_examples(source: Any, part: Part = "train") -> list[Example]:
     """
     if isinstance(source, str) and source in SHIPPED:
         return _examples(load_shipped(source, part), f"{source} {part}", "example")
+    if isinstance(source, str) and not source.strip():
+        raise DataError(
+            "no data was named", f"name a JSON-lines file, or a shipped set: {', '.join(SHIPPED)}"
+        )
     if isinstance(source, str | Path):
         rows, numbers = _read_lines(Path(source))
         return _examples(rows, str(source), "line", numbers)

@@ -18,7 +18,7 @@ from scumble.data.shipped import SHIPPED
 from scumble.lora.bank import Bank
 from scumble.models.base import load_base
 from scumble.models.threads import threads_for, with_threads
-from scumble.train.progress import Reporter
+from scumble.progress import Reporter
 
 SHOTS = 3
 

@@ -11,7 +11,7 @@ from scumble.compare.comparison import Comparison
 from scumble.compare.run import compare
 from scumble.files import refuse_existing
 from scumble.models.base import load_base
-from scumble.train.progress import Reporter
+from scumble.progress import Reporter
 from scumble.train.run import Run, train, write_report
 
 DATA = "cron"
@@ -55,16 +55,9 @@ def demo(out: str | Path | None = None, *, force: bool = False, quiet: bool = Fa
     )
     reporter = Reporter(quiet=quiet)
     reporter.note("answering the unseen test examples, with the base and with the adapter")
-    with reporter.bar("comparing", _test_size()):
-        comparison = compare(run, data=DATA, base=base, n=5, done=reporter.advance)
+    comparison = compare(run, data=DATA, base=base, n=5, quiet=quiet)
     write_report(run.out, comparison.to_dict())
     return Demo(run, comparison, time.perf_counter() - started)
-
-
-def _test_size() -> int:
-    from scumble.data.shipped import SHIPPED
-
-    return SHIPPED[DATA].sizes["test"]
 
 
 def _numbered() -> Path:

@@ -253,7 +253,8 @@ class Bank:
         if adapter.base_hash and self.base_hash and adapter.base_hash != self.base_hash:
             warnings.warn(
                 f"the adapter {name!r} was trained on a base with hash {adapter.base_hash} "
-                f"({adapter.spec.base_name}), and this base has hash {self.base_hash} ({self.base_name})",
+                f"({adapter.spec.base_name}), and this base has hash {self.base_hash} ({self.base_name}); "
+                "its answers may differ (the same base in another data type has another hash too)",
                 stacklevel=4,
             )
 

@@ -11,8 +11,8 @@ from scumble.data.examples import hash_examples
 from scumble.lora.bank import Bank
 from scumble.models.base import Base
 from scumble.models.threads import ThreadChoice
+from scumble.progress import Reporter
 from scumble.train.material import Material
-from scumble.train.progress import Reporter
 from scumble.train.settings import Settings
 
 

@@ -28,8 +28,8 @@ from scumble.data.encoding import Encoded
 from scumble.errors import TrainingError
 from scumble.lora.bank import Bank
 from scumble.lora.dropout import TokenMarks
+from scumble.progress import Reporter
 from scumble.train.memory import peak_bytes, start_peak
-from scumble.train.progress import Reporter
 from scumble.train.schedule import factor
 from scumble.train.settings import Settings
 

@@ -12,7 +12,7 @@ from scumble.data.examples import Example, read_examples, split_by_hash
 from scumble.data.shipped import SHIPPED
 from scumble.errors import DataError
 from scumble.models.base import Base
-from scumble.train.progress import Reporter
+from scumble.progress import Reporter
 
 EVAL_SHARE = 0.1
 

@@ -21,10 +21,10 @@ from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base, load_base
 from scumble.models.threads import threads_for, with_threads
 from scumble.models.weights import device_named, dtype_named
+from scumble.progress import Reporter
 from scumble.train.facts import announce, run_facts
 from scumble.train.loop import Outcome, Trainer
 from scumble.train.material import Material, encode_material, read_material
-from scumble.train.progress import Reporter
 from scumble.train.record import RunRecord
 from scumble.train.report import render_report
 from scumble.train.settings import settle

@@ -1,4 +1,4 @@
-"""What a run says while it runs: a progress bar on a terminal, now and then a line elsewhere. On stderr.
+"""What a command says while it runs: a progress bar on a terminal, now and then a line elsewhere. On stderr.
 
 Knows numbers to show, and nothing of where they come from.
 """
