@@ -303,3 +303,11 @@ def test_the_same_adapter_gives_the_same_bytes(folder, tmp_path, base_hash):
 def test_a_run_folder_holds_its_adapter(folder, tmp_path):
     Adapter.load(folder).save(tmp_path / "run" / "adapter")
     assert Adapter.load(tmp_path / "run").parameters == Adapter.load(folder).parameters > 0
+
+
+def test_one_wrong_target_name_among_right_ones_is_refused():
+    bank = Bank(tiny_llama())
+    with pytest.raises(AdapterError, match="q_porj match nothing") as caught:
+        bank.trainable("a", LoraSpec(targets=("q_porj", "v_proj")))
+    assert "q_proj" in caught.value.hint
+    assert bank.names == []

@@ -14,12 +14,14 @@ from typing import cast
 import torch
 from torch import Tensor, nn
 
+from scumble.errors import AdapterError
 from scumble.lora.adapter import Adapter, Factors
 from scumble.lora.dropout import module_key
-from scumble.lora.fit import biased_paths, reached, saved_paths, tensors_inside, token_paths
+from scumble.lora.fit import biased_paths, reached, saved_paths, tensors_inside, token_paths, wrappable
 from scumble.lora.layer import BankLayer
 from scumble.lora.routing import Routing
 from scumble.lora.spec import LoraSpec
+from scumble.lora.targets import named_by, nearest_names
 
 
 def fresh_adapter(
@@ -34,8 +36,9 @@ def fresh_adapter(
         seed: decides A.
 
     Raises:
-        AdapterError: the targets match nothing.
+        AdapterError: the targets match nothing, or one of several names matches none.
     """
+    _check_names(spec, modules)
     adapter = Adapter(
         spec, {path: _factors(spec, path, modules[path], seed) for path in reached(spec, modules, head)}
     )
@@ -61,3 +64,16 @@ def _factors(spec: LoraSpec, path: str, module: nn.Module, seed: int) -> Factors
         A.uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
     magnitude = torch.linalg.vector_norm(layer.matrix().detach().float().cpu(), dim=1) if spec.dora else None
     return Factors(A, B, torch.zeros(out) if spec.lora_bias else None, magnitude, layer.embedding)
+
+
+def _check_names(spec: LoraSpec, modules: Mapping[str, nn.Module]) -> None:
+    """Refuse a target name that matches nothing beside others that do: a typing mistake would train less, in silence."""
+    if isinstance(spec.targets, str):
+        return
+    lost = [name for name in spec.targets if not any(named_by(path, [name]) for path in modules)]
+    if lost and len(lost) < len(spec.targets):  # where all are lost, `reached` says so
+        near = nearest_names(lost, (path for path, module in modules.items() if wrappable(module)))
+        raise AdapterError(
+            f"the target modules {', '.join(lost)} match nothing in this base",
+            f"its modules are called {', '.join(near)}" if near else "it has no linear layers",
+        )
