@@ -52,11 +52,8 @@ def compare(
     folder = find_adapter(getattr(adapter, "adapter", adapter))
     loaded = Adapter.load(folder)
     examples = read_examples(data, "test")
-    base = (
-        base
-        if isinstance(base, Base)
-        else load_base(loaded.spec.base_name if base is None else base, dtype=dtype, device=device)
-    )
+    if not isinstance(base, Base):
+        base = load_base(loaded.spec.base_name if base is None else base, dtype=dtype, device=device)
     if base.tokenizer is None:
         raise DataError(
             f"the base {base.name} has no tokenizer", "comparing needs one; add it to the base's folder"
@@ -75,13 +72,16 @@ def compare(
                 metric=metric,
                 options=settings,
                 sizes=((folder / WEIGHTS_NAME).stat().st_size, base.bytes_on_disk, base.source_bytes),
-                source=f"{data} test"
-                if shipped
-                else str(data)
-                if isinstance(data, str | Path)
-                else type(data).__name__,
+                source=_title(data),
                 done=reporter.advance,
             )
     finally:
         bank.close()
     return Comparison(**{**vars(found), "adapter": str(folder)})
+
+
+def _title(data: Any) -> str:
+    """What the data are called in a report."""
+    if isinstance(data, str) and data in SHIPPED:
+        return f"{data} test"
+    return str(data) if isinstance(data, str | Path) else type(data).__name__
