@@ -119,21 +119,24 @@ def compare_in_bank(
         metric=_score(title, marks),
         loss=losses,
         perplexity={when: math.exp(min(loss, 700.0)) for when, loss in losses.items()},
-        examples=[
-            Shown(e.question, e.expected, before, after, bool(m[0] >= 1), bool(m[1] >= 1))
-            for e, (before, after), m in list(zip(scored, pairs, marks, strict=True))[: options.n]
-        ],
+        examples=_side_by_side(scored, pairs, marks)[: options.n],
         adapter_bytes=sizes[0],
         base_bytes=sizes[1],
         source_bytes=sizes[2],
         data={"source": source, "hash": hash_examples(scored)},
-        settings={
-            "temperature": options.temperature,
-            "max_new_tokens": options.max_new_tokens,
-            "seed": options.seed,
-        },
+        settings={key: getattr(options, key) for key in ("temperature", "max_new_tokens", "seed")},
         answers=pairs,
     )
+
+
+def _side_by_side(
+    examples: Sequence[Example], pairs: Sequence[tuple[str, str]], marks: Sequence[tuple[float, float]]
+) -> list[Shown]:
+    """Each example with both answers and whether each is right."""
+    return [
+        Shown(e.question, e.expected, *answers, *(bool(mark >= 1) for mark in both))
+        for e, answers, both in zip(examples, pairs, marks, strict=True)
+    ]
 
 
 def _losses(
