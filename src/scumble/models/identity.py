@@ -6,11 +6,12 @@ Knows nothing of where weights come from.
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
 import xxhash
-from torch import nn
+from torch import Tensor, nn
 
 _CHUNK = 16 * 2**20  # bytes read at once
 
@@ -27,16 +28,25 @@ def hash_parameters(model: nn.Module) -> str:
     Raises:
         ValueError: a parameter has no data (it is on the `meta` device).
     """
+    return hash_tensors(sorted(model.named_parameters()))
+
+
+def hash_tensors(named: Iterable[tuple[str, Tensor]]) -> str:
+    """Hash tensors one after the other, as `hash_parameters` does: sorted by name they give its figure.
+
+    Raises:
+        ValueError: a tensor has no data (it is on the `meta` device).
+    """
     state = xxhash.xxh3_128()
-    for name, parameter in sorted(model.named_parameters()):
-        if parameter.is_meta:
+    for name, tensor in named:
+        if tensor.is_meta:
             raise ValueError(f"{name} has no data")
         # No torch prefix, so that the text is a fact of the weights and not of a version of torch.
-        kind = str(parameter.dtype).removeprefix("torch.")
-        shape = ",".join(str(size) for size in parameter.shape)
+        kind = str(tensor.dtype).removeprefix("torch.")
+        shape = ",".join(str(size) for size in tensor.shape)
         state.update(f"{name}|{kind}|{shape}|".encode())
         # NumPy has no bfloat16, so the bytes are taken as such.
-        flat = parameter.detach().cpu().contiguous().reshape(-1)
+        flat = tensor.detach().cpu().contiguous().reshape(-1)
         if flat.numel():
             state.update(flat.view(torch.uint8).numpy().data)
     return state.hexdigest()

@@ -107,7 +107,7 @@ def read_model(where: str, *, dtype: torch.dtype | None, device: torch.device, l
     options: dict[str, Any] = {"local_files_only": local, "trust_remote_code": False}
     with quiet():
         config = AutoConfig.from_pretrained(where, **options)
-        _check_causal(where, config)
+        check_causal(where, config)
         place = {} if device.type == "cpu" else {"device_map": {"": device}}
         # Sizes that do not fit are let through here, so that `_check_complete` can name them.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -203,8 +203,8 @@ def _local_file(where: str, name: str) -> Path | None:
     return Path(found) if isinstance(found, str) else None
 
 
-def _check_causal(where: str, config: Any) -> None:
-    """Refuse by name what is not a causal language model."""
+def check_causal(where: str, config: Any) -> None:
+    """Refuse by name what is not a causal language model. Raises `NotSupportedError`."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
     made = ", ".join(getattr(config, "architectures", None) or []) or config.model_type
