@@ -1,0 +1,122 @@
+"""Resizing: an adapter's updates truncated to smaller ranks, chosen by a rank, or by the energy to keep.
+
+The energy of an update is its squared Frobenius norm, the sum of its squared singular values. Shared between
+modules, a rank or an energy is a budget: it goes where a number stored buys the most energy, a singular value
+of a module costing `out + in` numbers. Knows one adapter, and of its base what DoRA needs.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+
+from scumble.errors import AdapterError, ConfigError, NotSupportedError
+from scumble.lora.adapter import Adapter
+from scumble.lora.blend import Blended, Part, Recipe, assemble, blend, update_of
+from scumble.lora.lowrank import LowRank, Svd, decompose
+from scumble.lora.part import BaseTensors
+
+
+def resize(
+    adapter: Adapter,
+    *,
+    rank: int | None = None,
+    energy: float | None = None,
+    shared: bool = False,
+    base: BaseTensors | None = None,
+    title: str = "the adapter",
+) -> Blended:
+    """An adapter of smaller rank.
+
+    Args:
+        adapter: in memory; what it replaces of the base (biases, modules_to_save, token rows) stays as it is.
+        rank: of every module, or with `shared` on average (by numbers stored).
+        energy: share to keep, above 0 and up to 1, in every module, or with `shared` in all together.
+        shared: modules share the budget.
+        base: needed by DoRA, whose update becomes a plain one.
+        title: what an error calls the adapter.
+
+    Raises:
+        ConfigError: not exactly one of rank and energy, or nothing would become smaller.
+        AdapterError: DoRA without its base.
+    """
+    if (rank is None) == (energy is None):
+        raise ConfigError("a new size is one of --rank and --energy", "give one of the two")
+    part = Part(adapter, 1.0, title)
+    if any(factors.magnitude is not None for factors in adapter.factors.values()):
+        if rank is None or shared:
+            raise NotSupportedError(
+                f"{title} is DoRA, whose update has full rank and no spectrum to choose from",
+                "resize it with --rank alone",
+            )
+        return blend([part], Recipe("svd", rank), base)
+    targets: dict[str, LowRank] = {}
+    for path in sorted(adapter.factors):
+        update = update_of(adapter, path)
+        assert isinstance(update, LowRank)
+        targets[path] = update
+    if not targets:
+        raise AdapterError(f"{title} has no low-rank updates", "there is nothing to resize")
+    svds = {path: decompose(target) for path, target in targets.items()}
+    ranks = _chosen(svds, adapter, rank, energy, shared)
+    if all(ranks[path] >= adapter.factors[path].rank for path in ranks):
+        raise ConfigError(
+            f"{title} has no module whose rank would become smaller",
+            "its ranks are " + ", ".join(map(str, sorted({f.rank for f in adapter.factors.values()}))),
+        )
+    found = {path: svd.truncated(ranks[path]) for path, svd in svds.items()}
+    return Blended(
+        assemble([part], found),
+        targets,
+        {path: svd.tail(ranks[path]) for path, svd in svds.items()},
+        {path: svd.tail(0) for path, svd in svds.items()},
+    )
+
+
+def _chosen(
+    svds: Mapping[str, Svd], adapter: Adapter, rank: int | None, energy: float | None, shared: bool
+) -> dict[str, int]:
+    """The rank of each module, its present one at most."""
+    most = {path: min(adapter.factors[path].rank, len(svd.S)) for path, svd in svds.items()}
+    if energy is not None:
+        if not shared:
+            # the share that may be missing, less what rounding alone makes of it
+            allowed = {
+                path: (max(0.0, 1 - energy) ** 0.5 + 1e-12) * svd.tail(0) for path, svd in svds.items()
+            }
+            return {path: min(most[path], svd.rank_for(allowed[path])) for path, svd in svds.items()}
+        whole = sum(svd.tail(0) ** 2 for svd in svds.values())
+        return _shared(svds, most, budget=float("inf"), wanted=energy * whole * (1 - 1e-12))
+    assert rank is not None
+    if not shared:
+        return {path: min(most[path], rank) for path in svds}
+    return _shared(svds, most, budget=rank * sum(_cost(svd) for svd in svds.values()), wanted=float("inf"))
+
+
+def _shared(
+    svds: Mapping[str, Svd], most: Mapping[str, int], *, budget: float, wanted: float
+) -> dict[str, int]:
+    """Ranks that spend a budget of numbers, or keep a wanted energy, with the dearest singular values first.
+
+    Every module keeps one rank, since the format has no rank 0. Within a module singular values fall, and so
+    does what each buys, so that taking the best next one is optimal but for the last.
+    """
+    ranks = dict.fromkeys(svds, 1)
+    spent = sum(_cost(svd) for svd in svds.values())
+    kept = sum(float(svd.S[0]) ** 2 for svd in svds.values())
+    rest = [(float(svd.S[index]) ** 2, path) for path, svd in svds.items() for index in range(1, most[path])]
+    rest.sort(key=lambda each: -each[0] / _cost(svds[each[1]]))
+    full: set[str] = set()
+    for gained, path in rest:
+        if kept >= wanted:
+            break
+        cost = _cost(svds[path])
+        if path in full or spent + cost > budget:
+            full.add(path)  # a smaller singular value of the same module may not go before it
+            continue
+        ranks[path], spent, kept = ranks[path] + 1, spent + cost, kept + gained
+    return ranks
+
+
+def _cost(svd: Svd) -> int:
+    """Numbers that one rank of a module stores."""
+    return int(svd.U.shape[0] + svd.Vh.shape[1])
