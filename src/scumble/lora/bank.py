@@ -5,6 +5,9 @@
     bank.use_rows([{}, "legal", "legal*0.7+medical*0.3"])   # row by row; {} is the base
     logits = bank.model(input_ids=ids).logits        # an ordinary causal model
 
+Weights are learned by gradient where they are tensors: within `with bank.using_learned({"legal": w, ...})`,
+`loss.backward()` gives `w.grad`.
+
 Training, comparing, swapping, blending and serving are all a bank with other weights. The bank knows
 modules and slots; it knows nothing of data, of training, or of where a base comes from.
 """
@@ -27,7 +30,7 @@ from scumble.lora.fresh import fresh_adapter
 from scumble.lora.install import Installation
 from scumble.lora.layer import Slot
 from scumble.lora.mixture import Mixture, check_name, parse_mixture
-from scumble.lora.routing import Routing, RoutingState
+from scumble.lora.routing import ByModule, Routing, RoutingState
 from scumble.lora.spec import LoraSpec
 
 _MARK = "_scumble_bank"
@@ -181,11 +184,42 @@ class Bank:
     @contextmanager
     def using(self, mixtures: Mixture | Sequence[Mixture], *, rows: bool = False) -> Iterator[None]:
         """`use`, or with `rows` `use_rows`, for the body of a `with`; then as before."""
+        with self._restored():
+            if rows:
+                self.use_rows(cast("Sequence[Mixture]", mixtures))
+            else:
+                self.use(cast("Mixture", mixtures))
+            yield
+
+    @contextmanager
+    def using_learned(self, weights: Mapping[str, Tensor | ByModule]) -> Iterator[None]:
+        """Compute every row with weights that are tensors, for the body of a `with`; then as before.
+
+        A gradient flows from the logits to the weights, through everything that the adapter adds. A tensor's
+        value counts as a number does: the logits are bit for bit those of `use` with equal numbers, save that
+        a weight in fp32 is that number rounded.
+
+        Args:
+            weights: by adapter, a floating-point tensor without dimensions, or a function from a module's path
+                to one (so that each layer has its own), which is called in every forward pass.
+
+        Raises:
+            AdapterError: there is none of that name, it has parts that belong to one adapter only, or the
+                tensor is no scalar.
+        """
+        by_slot = {self._slot(name): _by_module(name, weight) for name, weight in weights.items()}
+        for name in weights:
+            part = self._adapters[name].exclusive
+            if part:
+                raise _not_blended(name, part)
+        with self._restored():
+            self.routing.set_uniform(by_slot)
+            yield
+
+    @contextmanager
+    def _restored(self) -> Iterator[None]:
+        """Go back afterwards to the weights in use now."""
         state = self.routing.state()
-        if rows:
-            self.use_rows(cast("Sequence[Mixture]", mixtures))
-        else:
-            self.use(cast("Mixture", mixtures))
         self._suspended.append(state)
         try:
             yield
@@ -270,6 +304,17 @@ class Bank:
 def _is_causal(base: Any) -> bool:
     """Whether `base` is itself the model: a model may also have an attribute `.model`, its decoder."""
     return isinstance(base, nn.Module)
+
+
+def _by_module(name: str, weight: Tensor | ByModule) -> ByModule:
+    if not isinstance(weight, Tensor):
+        return weight
+    if weight.ndim or not weight.is_floating_point():
+        raise AdapterError(
+            f"the weight of {name!r} is a tensor of shape {tuple(weight.shape)} and type {weight.dtype}",
+            "give one floating-point number without dimensions, or a function from a module's path to one",
+        )
+    return lambda path: weight
 
 
 def _not_blended(name: str, part: str) -> AdapterError:

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import TypeGuard
 
 import torch
 from torch import Tensor
@@ -32,7 +33,7 @@ class Term:
         A: (rank, in).
         B: (out, rank).
         scale: s, a number.
-        weight: w, a number, or a tensor that broadcasts over (batch, sequence, 1).
+        weight: w, a number, a tensor without dimensions, or one that broadcasts over (batch, sequence, 1).
     """
 
     A: Tensor
@@ -70,7 +71,7 @@ def segments(x: Tensor, terms: Sequence[Term]) -> Tensor:
     """The update adapter by adapter, each over the rows that use it; x is (batch, sequence, in)."""
     out = x.new_zeros((*x.shape[:2], terms[0].B.shape[0]), dtype=terms[0].B.dtype)
     for term in terms:
-        if isinstance(term.weight, Tensor):
+        if _by_token(term.weight):
             weight = term.weight.to(device=x.device, dtype=term.A.dtype)
             rows = weight.flatten(1).ne(0).any(dim=1).nonzero().squeeze(-1)  # (rows that use it,)
             if rows.numel():
@@ -88,12 +89,17 @@ def _segments_pay(terms: Sequence[Term], rows: int, length: int) -> bool:
 
 
 def _rows_differ(terms: Sequence[Term], rows: int) -> bool:
-    return any(isinstance(term.weight, Tensor) and term.weight.shape[0] == rows for term in terms)
+    return any(_by_token(term.weight) and term.weight.shape[0] == rows for term in terms)
+
+
+def _by_token(weight: Weight) -> TypeGuard[Tensor]:
+    """Whether tokens may differ in it: a number does not, nor a tensor without dimensions, one being learned."""
+    return isinstance(weight, Tensor) and weight.ndim > 0
 
 
 def _rank_weights(terms: Sequence[Term], h: Tensor) -> Tensor | float:
-    """M: w_i s_i for each rank of each adapter, (R,) or broadcasting over (..., R)."""
-    if len(terms) == 1 and not isinstance(terms[0].weight, Tensor):
+    """M: w_i s_i for each rank of each adapter, a scalar, (R,) or broadcasting over (..., R)."""
+    if len(terms) == 1 and not _by_token(terms[0].weight):
         return terms[0].weight * terms[0].scale
     parts = []
     for term in terms:

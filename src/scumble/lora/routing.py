@@ -1,12 +1,13 @@
 """`Routing`: the weight that each token of a batch gives each adapter.
 
 One object is shared by all layers of a bank. Weights are the same for all tokens (`uniform`), one set for
-each row, or one for each token. Knows slots by number, and nothing of factors.
+each row, or one for each token. A weight for all tokens may also be a function that gives each module a
+scalar tensor, which is how weights are learned. Knows slots by number, and nothing of factors.
 """
 
 from __future__ import annotations
 
-from collections.abc import Container, Mapping, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from typing import NamedTuple, TypeAlias
 
 import torch
@@ -16,12 +17,14 @@ from scumble.errors import AdapterError
 from scumble.lora.dropout import TokenMarks
 
 Weight: TypeAlias = float | Tensor
+# from a module's path to a tensor without dimensions
+ByModule: TypeAlias = Callable[[str], Tensor]
 
 
 class RoutingState(NamedTuple):
     """The weights at one moment: `uniform` for all tokens, or a matrix with a column for each slot."""
 
-    uniform: dict[str, float]
+    uniform: dict[str, float | ByModule]
     matrix: Tensor | None
     columns: list[str]
     rows: int | None
@@ -56,8 +59,11 @@ class Routing:
         self._state = RoutingState({}, None, [], None)
         self._moved: dict[tuple[torch.device | None, torch.dtype | None], Tensor] = {}
 
-    def set_uniform(self, weights: Mapping[str, float], rows: int | None = None) -> None:
-        """Give every token the same weights, by slot; with `rows`, batches must have so many rows."""
+    def set_uniform(self, weights: Mapping[str, float | ByModule], rows: int | None = None) -> None:
+        """Give every token the same weights, by slot; with `rows`, batches must have so many rows.
+
+        A function is asked for its tensor in every forward pass, by every module that the slot reaches.
+        """
         self.restore(RoutingState(dict(weights), None, [], rows))
 
     def set_rows(self, rows: Sequence[Mapping[str, float]]) -> None:
@@ -121,14 +127,15 @@ class Routing:
             slot: the slot.
             lead: the module's output shape without its features: (batch, sequence'), (batch x sequence,).
             path: the module, for the error.
-            device, dtype: of the tensor, where it is one.
+            device, dtype: of the tensor, where it has a dimension; one without takes the type of what it scales.
 
         Returns:
             A number, or a tensor that broadcasts over `lead` and the features.
         """
         state = self._state
         if state.matrix is None:
-            return state.uniform[slot]
+            weight = state.uniform[slot]
+            return weight(path).to(device) if callable(weight) else weight
         # moved once for all layers, not once for each
         matrix = self._moved.get((device, dtype))
         if matrix is None:
