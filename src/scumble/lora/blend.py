@@ -66,22 +66,30 @@ class Blended:
         targets: the wanted update of each module.
         missing: Frobenius norm of what each module's update should lack of it.
         norms: Frobenius norm of each wanted update.
+        sizes: the sum of |w_i| |U_i| of each module, against which a rounding error is none.
     """
 
     adapter: Adapter
     targets: Mapping[str, Rows] = field(repr=False)
     missing: Mapping[str, float]
     norms: Mapping[str, float]
+    sizes: Mapping[str, float]
 
     @property
     def predicted(self) -> float:
         """The error before anything is rounded: what is missing over what is wanted, all modules together."""
-        return relative(self.missing, self.norms)
+        return self._relative(self.missing)
 
     def measured(self, written: Adapter) -> tuple[float, dict[str, float]]:
         """The error of an adapter as it was written, all modules together, and the gap of each module."""
         gaps = {path: _gap(target, update_of(written, path)) for path, target in self.targets.items()}
-        return relative(gaps, self.norms), gaps
+        return self._relative(gaps), gaps
+
+    def _relative(self, missing: Mapping[str, float]) -> float:
+        lost, wanted, size = (_together(each) for each in (missing, self.norms, self.sizes))
+        if lost <= LOSSLESS * size:
+            return lost / wanted if wanted > LOSSLESS * size else 0.0
+        return lost / wanted if wanted else float("inf")
 
 
 def blend(parts: Sequence[Part], recipe: Recipe = Recipe(), base: BaseTensors | None = None) -> Blended:
@@ -105,27 +113,29 @@ def blend(parts: Sequence[Part], recipe: Recipe = Recipe(), base: BaseTensors | 
     found: dict[str, LowRank] = {}
     missing: dict[str, float] = {}
     norms: dict[str, float] = {}
+    sizes = {path: _size(path, parts) for path in targets}
     for path, target in targets.items():
         most = sum(part.adapter.factors[path].rank for part in parts if path in part.adapter.factors)
-        found[path], missing[path], norms[path] = _compress(target, recipe, most, _size(path, parts))
-    return Blended(assemble(parts, found, recipe.interpolate, base), targets, missing, norms)
+        found[path], missing[path], norms[path] = _compress(target, recipe, most, sizes[path])
+    return Blended(assemble(parts, found, recipe.interpolate, base), targets, missing, norms, sizes)
 
 
 def target_of(path: str, parts: Sequence[Part], recipe: Recipe, base: BaseTensors | None) -> Rows:
     """The update that a module should have; low-rank where it can be."""
-    here = [(part, part.adapter.factors[path]) for part in parts if path in part.adapter.factors]
-    shapes = {(f.B.shape[0], f.A.shape[1]) for _, f in here}
+    here = [(place, part) for place, part in enumerate(parts) if path in part.adapter.factors]
+    factors = [part.adapter.factors[path] for _, part in here]
+    shapes = {(each.B.shape[0], each.A.shape[1]) for each in factors}
     if len(shapes) > 1:
         sizes = " and ".join(f"{out} x {width}" for out, width in sorted(shapes))
         raise AdapterError(f"the adapters' updates of {path} are {sizes}", "they belong to different bases")
     updates: list[tuple[Rows, float]] = [
-        (update_of(part.adapter, path, base, part.title), part.at(path)) for part, _ in here
+        (update_of(part.adapter, path, base, part.title), part.at(path)) for _, part in here
     ]
     if recipe.method in ("exact", "svd"):
         low = [(update, weight) for update, weight in updates if isinstance(update, LowRank)]
         return LowRank.total(low) if len(low) == len(updates) else WeightedSum(updates)
     # a mask belongs to an adapter and its place among the parts: the same adapter twice is dropped twice
-    keys = [module_key(recipe.seed, f"{parts.index(part)}:{path}") for part, _ in here]
+    keys = [module_key(recipe.seed, f"{place}:{path}") for place, _ in here]
     return Sparsified(
         updates,
         "random" if recipe.method.startswith("dare") else "magnitude",
@@ -152,13 +162,6 @@ def update_of(adapter: Adapter, path: str, base: BaseTensors | None = None, titl
         )
     tensors = base
     return DoraUpdate(factors, scale, lambda start, stop: tensors.matrix_rows(path, start, stop))
-
-
-def relative(missing: Mapping[str, float], norms: Mapping[str, float]) -> float:
-    """What is missing over what is wanted, all modules together; 0 where nothing is, infinite of nothing."""
-    lost = sum(value**2 for value in missing.values()) ** 0.5
-    wanted = sum(value**2 for value in norms.values()) ** 0.5
-    return lost / wanted if wanted else (0.0 if lost == 0 else float("inf"))
 
 
 def assemble(
@@ -212,6 +215,10 @@ def _size(path: str, parts: Sequence[Part]) -> float:
         for part in parts
         if path in part.adapter.factors
     )
+
+
+def _together(values: Mapping[str, float]) -> float:
+    return float(sum(value**2 for value in values.values()) ** 0.5)
 
 
 def _gap(target: Rows, found: Rows) -> float:

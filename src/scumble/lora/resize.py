@@ -64,12 +64,9 @@ def resize(
             "its ranks are " + ", ".join(map(str, sorted({f.rank for f in adapter.factors.values()}))),
         )
     found = {path: svd.truncated(ranks[path]) for path, svd in svds.items()}
-    return Blended(
-        assemble([part], found),
-        targets,
-        {path: svd.tail(ranks[path]) for path, svd in svds.items()},
-        {path: svd.tail(0) for path, svd in svds.items()},
-    )
+    missing = {path: svd.tail(ranks[path]) for path, svd in svds.items()}
+    norms = {path: svd.tail(0) for path, svd in svds.items()}
+    return Blended(assemble([part], found), targets, missing, norms, norms)
 
 
 def _chosen(
