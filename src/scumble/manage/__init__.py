@@ -1,0 +1,4 @@
+"""Managing: adapters as files, in and out.
+
+The mathematics is in `scumble.lora`; knows nothing of how adapters were trained.
+"""
