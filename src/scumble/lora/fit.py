@@ -5,7 +5,7 @@ Knows module paths, classes and shapes; computes nothing.
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Mapping, Sized
+from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
 from typing import cast
 
@@ -80,8 +80,21 @@ def reached(spec: LoraSpec, modules: Mapping[str, nn.Module], head: nn.Module | 
     return found
 
 
-def fit(adapter: Adapter, modules: Mapping[str, nn.Module], head: nn.Module | None, title: str) -> Fit:
+def fit(
+    adapter: Adapter,
+    modules: Mapping[str, nn.Module],
+    head: nn.Module | None,
+    title: str,
+    weight: Callable[[str], torch.Tensor] | None = None,
+) -> Fit:
     """Hold an adapter against a base.
+
+    Args:
+        adapter: with its tensors.
+        modules: the base's by path; with `weight` they need no data (the `meta` device).
+        head: the output layer.
+        title: what an error calls the adapter.
+        weight: gives a module's weight by path; by default the module's own.
 
     Raises:
         AdapterError: a partial match, or a shape that differs; the first few names are shown.
@@ -108,7 +121,7 @@ def fit(adapter: Adapter, modules: Mapping[str, nn.Module], head: nn.Module | No
     for path, factors in adapter.factors.items():
         _check_shape(path, factors, modules[path], title)
     _check_others(adapter, modules, tokens, title)
-    _check_copies(adapter, modules, title)
+    _check_copies(adapter, modules, title, weight)
     return result
 
 
@@ -247,10 +260,17 @@ def _check_shape(path: str, factors: Factors, module: nn.Module, title: str) -> 
         )
 
 
-def _check_copies(adapter: Adapter, modules: Mapping[str, nn.Module], title: str) -> None:
+def _check_copies(
+    adapter: Adapter,
+    modules: Mapping[str, nn.Module],
+    title: str,
+    weight: Callable[[str], torch.Tensor] | None,
+) -> None:
     """PEFT writes the embeddings beside an adapter that targets them; they must be the base's own."""
     for path, tensor in adapter.copies.items():
         own = getattr(modules.get(path), "weight", None)
+        if own is not None and weight is not None and own.shape == tensor.shape:
+            own = weight(path)
         if (
             own is None
             or own.shape != tensor.shape
