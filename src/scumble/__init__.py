@@ -16,6 +16,9 @@ if TYPE_CHECKING:
     from scumble.lora.adapter import Adapter
     from scumble.lora.bank import Bank
     from scumble.lora.spec import LoraSpec
+    from scumble.manage.inspection import inspect
+    from scumble.manage.blend import blend
+    from scumble.manage.resize import resize
     from scumble.models.base import Base, load_base
     from scumble.models.doctor import diagnose as doctor
     from scumble.train.run import Run, train
@@ -27,11 +30,14 @@ __all__ = [
     "LoraSpec",
     "Run",
     "ScumbleError",
+    "blend",
     "compare",
     "cron_hardness",
     "demo",
     "doctor",
+    "inspect",
     "load_base",
+    "resize",
     "train",
 ]
 
@@ -42,11 +48,14 @@ _HOMES = {
     "LoraSpec": ("scumble.lora.spec", "LoraSpec"),
     "Run": ("scumble.train.run", "Run"),
     "ScumbleError": ("scumble.errors", "ScumbleError"),
+    "blend": ("scumble.manage.blend", "blend"),
     "compare": ("scumble.compare.run", "compare"),
     "cron_hardness": ("scumble.lab.cron", "cron_hardness"),
     "demo": ("scumble.lab.demo", "demo"),
     "doctor": ("scumble.models.doctor", "diagnose"),
+    "inspect": ("scumble.manage.inspection", "inspect"),
     "load_base": ("scumble.models.base", "load_base"),
+    "resize": ("scumble.manage.resize", "resize"),
     "train": ("scumble.train.run", "train"),
 }
 

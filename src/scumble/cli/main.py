@@ -10,7 +10,7 @@ from typing import Any, NoReturn
 
 import typer
 
-from scumble.cli import chat, compare, demo, doctor, lab, output, train
+from scumble.cli import blend, chat, compare, demo, doctor, inspect, lab, output, resize, train
 from scumble.errors import ScumbleError
 
 app = typer.Typer(
@@ -21,7 +21,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, compare, chat, doctor):
+for command in (demo, train, compare, inspect, blend, resize, chat, doctor):
     app.command(command.NAME)(command.run)
 app.add_typer(lab.app, name="lab")
 

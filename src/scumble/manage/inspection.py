@@ -86,6 +86,17 @@ def inspect(
     )
 
 
+def parse_weights(text: str) -> list[float]:
+    """Read weights with commas between them: `0.7,-0.3`. Raises `ConfigError`."""
+    try:
+        return [float(part) for part in text.split(",")]
+    except ValueError as error:
+        raise ConfigError(
+            f"--weights is {text!r}, and must be numbers with commas between them",
+            "such as --weights 0.7,0.3",
+        ) from error
+
+
 @dataclass
 class _Measured:
     """What was measured, before it is put into words."""

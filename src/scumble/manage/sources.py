@@ -6,6 +6,7 @@ what is computed from them.
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -94,10 +95,7 @@ def open_adapters(given: Sequence[Any]) -> list[Opened]:
         ScumbleError: one cannot be read, with its name; values that are not finite are no reason.
     """
     folders = [find_adapter(getattr(each, "adapter", None) or each) for each in given]
-    titles = [
-        folder.resolve().parent.name if folder.name == "adapter" else folder.resolve().name
-        for folder in folders
-    ]
+    titles = [_title(folder) for folder in folders]
     opened = []
     for number, (folder, title) in enumerate(zip(folders, titles, strict=True)):
         again = titles[:number].count(title)
@@ -124,6 +122,12 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, int]]:
     clean = {name: t.nan_to_num(0.0, 0.0, 0.0) if odd.get(name) else t for name, t in tensors.items()}
     spec = LoraSpec.from_peft(read_config(folder / CONFIG_NAME))
     return from_tensors(spec, clean, where=str(folder)), {name: count for name, count in odd.items() if count}
+
+
+def _title(folder: Path) -> str:
+    """What an adapter is called: its folder's name as it was given, or that of the run which holds it."""
+    whole = Path(os.path.abspath(folder))  # a link keeps its own name
+    return whole.parent.name if whole.name == "adapter" else whole.name
 
 
 def canonical(name: str) -> str:
