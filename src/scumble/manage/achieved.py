@@ -1,0 +1,195 @@
+"""`Achieved`: what a written tensor holds, against what it should: cosine, ratio, what is lost, rounding.
+
+    intended = wanted - W      achieved = written - W      W as the base stores it, all in fp64
+
+A written tensor is right when every element is the wanted one rounded once to the tensor's type. Tensors are
+read in blocks of rows. Knows tensors, and nothing of prompts or of verdicts.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from scumble.manage.intended import Kind, Rows, Wanted, blocks
+
+# Bits after the point, and the smallest exponent of a normal number (IEEE 754; bfloat16 has fp32's range).
+_FORMATS = {
+    torch.float64: (52, -1022),
+    torch.float32: (23, -126),
+    torch.bfloat16: (7, -126),
+    torch.float16: (10, -14),
+}
+# An intended change below this share of W's norm is none: 2^-20 is 16 times fp32's own rounding, so that W
+# itself is known no better (a fresh DoRA adapter "changes" W by its magnitude's rounding).
+NEGLIGIBLE = 2.0**-20
+
+
+@dataclass(frozen=True)
+class Sums:
+    """Sums over elements, which add up over tensors: a is achieved, i intended, w the base's weight."""
+
+    ai: float = 0.0
+    aa: float = 0.0
+    ii: float = 0.0
+    gap: float = 0.0
+    ww: float = 0.0
+
+    def __add__(self, other: Sums) -> Sums:
+        return Sums(*(a + b for a, b in zip(self.values, other.values, strict=True)))
+
+    @property
+    def values(self) -> tuple[float, ...]:
+        """In the order of the fields."""
+        return self.ai, self.aa, self.ii, self.gap, self.ww
+
+    @property
+    def negligible(self) -> bool:
+        """Whether nothing was intended that could be told from the base's own rounding."""
+        return self.ii <= NEGLIGIBLE**2 * self.ww or self.ii == 0
+
+    @property
+    def cosine(self) -> float | None:
+        """Of achieved and intended; 0 where nothing was achieved, None where nothing was intended."""
+        if self.negligible:
+            return None
+        return self.ai / math.sqrt(self.aa * self.ii) if self.aa else 0.0
+
+    @property
+    def ratio(self) -> float | None:
+        """|achieved| / |intended|, or None."""
+        return None if self.negligible else math.sqrt(self.aa / self.ii)
+
+    @property
+    def lost(self) -> float | None:
+        """|achieved - intended| / |intended|, or None."""
+        return None if self.negligible else math.sqrt(self.gap / self.ii)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The three figures, and the norms they come from."""
+        return {
+            "cosine": self.cosine,
+            "ratio": self.ratio,
+            "lost": self.lost,
+            "intended": math.sqrt(self.ii),
+            "achieved": math.sqrt(self.aa),
+            "weight": math.sqrt(self.ww),
+        }
+
+
+@dataclass(frozen=True)
+class Achieved:
+    """One tensor that the adapter reaches.
+
+    Attributes:
+        kind: what the adapter does to it.
+        sums: from which cosine, ratio and lost share come.
+        elements: how many numbers it has.
+        misrounded: how many are not the wanted value rounded once.
+        worst: the largest distance of a misrounded one from the wanted value, in units in the last place.
+        not_finite: how many are infinite or not a number, though the base's are finite.
+    """
+
+    kind: Kind
+    sums: Sums
+    elements: int
+    misrounded: int
+    worst: float
+    not_finite: int
+
+    def to_dict(self) -> dict[str, Any]:
+        """Figures and counts."""
+        return {
+            "kind": self.kind,
+            **self.sums.to_dict(),
+            "elements": self.elements,
+            "misrounded": self.misrounded,
+            "worst_ulps": self.worst,
+            "not_finite": self.not_finite,
+        }
+
+
+def achieved(wanted: Wanted, base: Rows, written: Rows, shape: tuple[int, ...]) -> Achieved:
+    """Hold a written tensor against what it should be.
+
+    Args:
+        wanted: what it should be.
+        base: rows of the base's tensor, as it is stored.
+        written: rows of the written one, as it is stored.
+        shape: of both.
+    """
+    gain = wanted.gain(base, shape)
+    noise = wanted.noise(gain)
+    sums, elements, misrounded, worst, not_finite = Sums(), 0, 0, 0.0, 0
+    for start, stop in blocks(shape):
+        original, found = base(start, stop), written(start, stop)
+        want = wanted.block(start, stop, original, gain)
+        weight, got = original.double(), found.double()
+        sums += _sums(weight, want, got)
+        distances = _misrounded(want, got, found.dtype, noise)
+        elements, misrounded = elements + want.numel(), misrounded + distances.numel()
+        worst = max(worst, float(distances.max()) if distances.numel() else 0.0)
+        not_finite += int((~torch.isfinite(got) & torch.isfinite(weight)).sum())
+    return Achieved(wanted.kind, sums, elements, misrounded, worst, not_finite)
+
+
+def changed(base: Rows, written: Rows, shape: tuple[int, ...]) -> int:
+    """How many elements of an untouched tensor are not, bit for bit, the base's in the written type."""
+    count = 0
+    for start, stop in blocks(shape):
+        found = written(start, stop)
+        cast = base(start, stop).to(found.dtype)
+        # by bits, so that -0 is not 0 and a NaN equals itself
+        count += int((_bits(cast) != _bits(found)).any(dim=-1).sum())
+    return count
+
+
+def overflowed(base: Rows, written: Rows, shape: tuple[int, ...]) -> int:
+    """How many elements of a tensor are not finite although the base's are."""
+    return sum(
+        int((~torch.isfinite(written(a, b)) & torch.isfinite(base(a, b))).sum()) for a, b in blocks(shape)
+    )
+
+
+def _sums(weight: Tensor, want: Tensor, got: Tensor) -> Sums:
+    a, i = got - weight, want - weight
+    return Sums(
+        float((a * i).sum()),
+        float(a.square().sum()),
+        float(i.square().sum()),
+        float((a - i).square().sum()),
+        float(weight.square().sum()),
+    )
+
+
+def _misrounded(want: Tensor, got: Tensor, kind: torch.dtype, noise: float) -> Tensor:
+    """For every element that is not `want` rounded once, its distance from it in units in the last place.
+
+    Rounded once means within half a unit. What is allowed beside that: `noise`, the fp64 rounding of sums in
+    another order; and for half precision 2^-24 of the value, as torch rounds fp64 to it by way of fp32, which
+    may break a near tie the other way.
+    """
+    off = torch.nonzero(got != want.to(kind).double(), as_tuple=True)
+    want, got = want[off], got[off]
+    unit = ulp(want, kind)
+    distance = (got - want).abs()
+    detour = 2.0**-24 if kind in (torch.bfloat16, torch.float16) else 2.0**-50
+    wrong = ~(distance <= unit / 2 + detour * want.abs() + noise)  # not <=, so that a NaN is wrong
+    return torch.nan_to_num(distance[wrong] / unit[wrong], nan=math.inf, posinf=math.inf)
+
+
+def ulp(values: Tensor, kind: torch.dtype) -> Tensor:
+    """The unit in the last place of `kind` at each value, in fp64: 2^(exponent - bits after the point)."""
+    bits, least = _FORMATS[kind]
+    _, exponent = torch.frexp(values.double())  # value = m 2^e with m in [0.5, 1)
+    exponent = torch.where(values == 0, least, exponent - 1).clamp(min=least)
+    return torch.ldexp(torch.ones_like(values, dtype=torch.float64), exponent - bits)
+
+
+def _bits(tensor: Tensor) -> Tensor:
+    """(..., bytes) of each element."""
+    return tensor.contiguous().reshape(*tensor.shape, 1).view(torch.uint8)

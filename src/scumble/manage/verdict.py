@@ -1,0 +1,189 @@
+"""What a merge is held to: every limit with its reason, and the failures and warnings that come of them.
+
+Two questions are kept apart. Is the code that merged right? Then every element is the wanted value rounded
+once, and nothing else changed; no limit is a matter of taste. Was the update lost? That is the rounding's
+doing, and a question of degree.
+
+Rounding noise of n times the update's norm, independent of the update, gives a cosine of 1 / sqrt(1 + n^2)
+and a ratio of norms of sqrt(1 + n^2). The ordinary loss in bf16, 8 to 32 % of a small update, is a cosine of
+0.997 to 0.952 and a ratio of 1.003 to 1.05. The limits 0.9 and 1.12 stand at n = 0.48 and 0.50: half as much
+again as the worst ordinary case, and far from a deleted update (0, 0) or a doubled one (ratio 2). Noise is
+not independent where a base is bf16 to begin with and the update is below half a unit: then it vanishes
+(ratio below 1), and 0.9 is the limit there. A module whose intended norm is under 1 % of the whole update's
+warns and does not fail by these: what it loses cannot be more than 1 % of the update, and the prompts judge
+the whole. A skipped module among those is still found, element by element, as far as its type shows it.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+
+from scumble.manage.achieved import Achieved, Sums
+from scumble.manage.fidelity import Fidelity, missing_share
+
+COSINE = 0.9
+RATIO = (0.9, 1.12)
+SMALL_PART = 0.01
+NOTABLE_LOSS = 0.05
+LOGITS = 1e-4
+MEAN_KL, MAX_KL = 1e-8, 1e-6
+MISSING = 0.5
+_SHOWN = 8  # modules that are named one by one
+
+TOLERANCES: dict[str, dict[str, Any]] = {
+    "cosine": {"least": COSINE, "reason": "rounding noise of 0.48 of the update; see |noise| in the docs"},
+    "ratio": {"least": RATIO[0], "most": RATIO[1], "reason": "the same noise gives sqrt(1 + 0.48^2) = 1.11"},
+    "small_part": {
+        "share": SMALL_PART,
+        "reason": "a module with less of the update's norm warns, where others fail by cosine and ratio",
+    },
+    "misrounded": {
+        "most": 0,
+        "reason": "each element is the wanted fp64 value rounded once, to half a unit in the last place; near "
+        "ties may go either way, as sums in fp64 may be in another order and torch rounds fp64 to half "
+        "precision by way of fp32 (2^-24 of the value)",
+    },
+    "untouched": {"most": 0, "reason": "the base's tensor cast to the written type, bit for bit"},
+    "loaded_logits": {
+        "most": LOGITS,
+        "reason": "times the largest logit (at least 1): the same weights and kernels give the same logits, and "
+        "a near tie rounded the other way moves them by less",
+    },
+    "fp32_kl": {
+        "mean": MEAN_KL,
+        "max": MAX_KL,
+        "reason": "nats, where all is fp32: two orders of the same sums; measured 1e-13 to 1e-11",
+    },
+    "missing_share": {
+        "most": MISSING,
+        "reason": "mean KL(unmerged || merged) over mean KL(unmerged || base); 1 is a merge that did nothing",
+    },
+}
+
+
+def judge_modules(modules: Mapping[str, Achieved], overall: Sums) -> tuple[list[str], list[str]]:
+    """Failures and warnings of the tensors that the adapter reaches, the worst first."""
+    wrong = {name: found for name, found in modules.items() if found.misrounded or found.not_finite}
+    failures = _listed(
+        [_rounding(name, wrong[name]) for name in sorted(wrong, key=lambda n: -_badness(wrong[n]))]
+    )
+    lost, small = [], []
+    for name in sorted(modules, key=lambda n: -_badness(modules[n])):
+        if line := _out_of_limits(name, modules[name].sums):
+            share = math.sqrt(modules[name].sums.ii / overall.ii) if overall.ii else 0.0
+            if share < SMALL_PART:
+                small.append(f"{line}; it is {share:.2g} of the whole update's norm")
+            else:
+                lost.append(line)
+    line = _out_of_limits("the whole update", overall)
+    failures = ([line] if line else []) + failures + _listed(lost)
+    warnings = _listed(small)
+    if not line and overall.lost is not None and overall.lost > NOTABLE_LOSS:
+        warnings.insert(
+            0, f"rounding the merged weights loses {overall.lost:.1%} of the update; fp32 would keep it"
+        )
+    return failures, warnings
+
+
+def judge_fidelity(found: Fidelity, all_fp32: bool) -> list[str]:
+    """What the logits say against the merge."""
+    failures = []
+    if found.failed is not None:
+        failures.append(f"transformers cannot load the folder: {found.failed}")
+    loaded = found.loaded
+    limit = LOGITS * max(1.0, found.largest)
+    if loaded is not None and not (loaded.apart or 0.0) <= limit:
+        failures.append(
+            f"the logits of the loaded model differ from the computed merge's by {loaded.apart:.3g}, "
+            f"above {limit:.1g}"
+        )
+    for title, gap in (("loaded", loaded), ("computed", found.computed)):
+        if gap is None:
+            continue
+        missing = missing_share(gap, found.effect)
+        if missing is not None and not missing <= MISSING:
+            failures.append(
+                f"the {title} merge misses {missing:.0%} of the adapter's effect "
+                f"(mean KL {gap.mean_kl:.3g} of {found.effect.mean_kl:.3g} nats)"
+            )
+        if all_fp32 and not (gap.mean_kl <= MEAN_KL and gap.max_kl <= MAX_KL):
+            failures.append(
+                f"KL from the unmerged model to the {title} merge is {gap.mean_kl:.3g} nats on average and "
+                f"{gap.max_kl:.3g} at most, which fp32 rounding does not explain"
+            )
+        elif gap.mean_kl != gap.mean_kl:
+            failures.append(f"the logits of the {title} merge are not finite numbers")
+    return failures
+
+
+def judge_types(
+    stored: Mapping[str, torch.dtype], original: Mapping[str, torch.dtype], asked: torch.dtype | None
+) -> list[str]:
+    """Hold the written types against the configuration's.
+
+    In a base of several types (a router in fp32 beside bf16), a tensor that stood out there may keep its own.
+
+    Args:
+        stored: the type of each written tensor.
+        original: the type of the base's tensor of that name, where there is one.
+        asked: what config.json names.
+    """
+    if asked is None:
+        return ["config.json names no data type"]
+    counted = [kind for kind in original.values() if kind.is_floating_point]
+    usual = max(set(counted), key=counted.count) if counted else None
+    odd: dict[torch.dtype, list[str]] = {}
+    for name, kind in stored.items():
+        before = original.get(name)
+        if before is not None and not before.is_floating_point:
+            allowed = {before}
+        elif before is not None and before != usual:
+            allowed = {asked, before}
+        else:
+            allowed = {asked}
+        if kind not in allowed:
+            odd.setdefault(kind, []).append(name)
+    return [
+        f"dtype: config.json says {_named(asked)}, and {len(names)} tensors are {_named(kind)}, such as {names[0]}"
+        for kind, names in odd.items()
+    ]
+
+
+def _out_of_limits(title: str, sums: Sums) -> str | None:
+    cosine, ratio = sums.cosine, sums.ratio
+    if cosine is None or ratio is None:
+        return None
+    if cosine >= COSINE and RATIO[0] <= ratio <= RATIO[1]:
+        return None
+    if ratio < 0.01:
+        return f"{title}: the update was lost (achieved {ratio:.2g} of the intended norm)"
+    return f"{title}: achieved and intended update differ (cosine {cosine:.3f}, ratio of norms {ratio:.3f})"
+
+
+def _rounding(name: str, found: Achieved) -> str:
+    if found.not_finite:
+        return f"{name}: {found.not_finite} elements are not finite numbers"
+    lost = "" if found.sums.lost is None else f"; {found.sums.lost:.1%} of the update is wrong"
+    return (
+        f"{name}: {found.misrounded} of {found.elements} elements are not the base's weight plus the update, "
+        f"rounded once (off by up to {found.worst:.3g} units in the last place{lost})"
+    )
+
+
+def _badness(found: Achieved) -> float:
+    lost = found.sums.lost
+    return math.inf if found.not_finite or lost is None or lost != lost else lost
+
+
+def _listed(lines: Sequence[str]) -> list[str]:
+    """The first lines, and how many more there are."""
+    more = len(lines) - _SHOWN
+    return [*lines[:_SHOWN], *([f"and {more} more modules like these"] if more > 0 else [])]
+
+
+def _named(kind: torch.dtype) -> str:
+    return str(kind).removeprefix("torch.")
