@@ -147,6 +147,32 @@ class ChatOptions(Options):
     temperature: float = Field(0.0, ge=0, allow_inf_nan=False, description="0 is greedy")
 
 
+class BlendOptions(Options):
+    """How adapters become one."""
+
+    method: Literal["exact", "svd", "magnitude", "ties", "dare", "dare_ties"] = Field(
+        "exact", description="exact, svd, magnitude, ties, dare or dare_ties"
+    )
+    rank: int | None = Field(None, ge=1, description="Largest rank of the result")
+    density: float = Field(
+        0.2, gt=0, le=1, description="Share of single weights kept by magnitude, ties and dare"
+    )
+    seed: int = Field(0, ge=0, le=_SEEDS, description="Of DARE's masks, and of learning")
+    normalize: bool = Field(False, description="Take the weighted mean of what agrees, not the sum")
+    interpolate: bool = Field(False, description="Blend also modules_to_save and trained token rows")
+    per_layer: bool = Field(False, description="Learn a weight for each adapter and layer")
+    learn_steps: int = Field(40, ge=1, description="Steps of learning the weights")
+    learn_limit: int = Field(64, ge=2, description="Examples of each set to learn from, the first so many")
+
+
+class ResizeOptions(Options):
+    """How small an adapter should become."""
+
+    rank: int | None = Field(None, ge=1, description="Of every module, or with shared on average")
+    energy: float | None = Field(None, gt=0, le=1, description="Share of each update's squared norm to keep")
+    shared: bool = Field(False, description="Modules share the budget of numbers, or the energy")
+
+
 Group = TypeVar("Group", bound=Options)
 
 

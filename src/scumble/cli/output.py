@@ -49,6 +49,24 @@ def size(count: int | float) -> str:
     raise AssertionError
 
 
+def written(found: Any) -> None:
+    """Print what an adapter that was made of others is, and how far off."""
+    lowest, highest = min(found.ranks.values(), default=0), found.rank
+    ranks = f"rank {highest}" if lowest == highest else f"ranks {lowest} to {highest}"
+    print(
+        f"{found.out}: {ranks} on {len(found.ranks)} modules, {found.parameters:,} numbers, {size(found.bytes)}"
+    )
+    print(f"error: predicted {_error(found.error['predicted'])}, measured {_error(found.error['measured'])}")
+    worst = max((e for e in found.modules.items() if e[1]), key=lambda each: each[1], default=None)
+    if worst and found.error["measured"] > 1e-5:
+        print(f"worst module: {worst[0]}, {_error(worst[1])}")
+
+
+def _error(value: float) -> str:
+    """An error as people read it: a share, or where it is rounding, so small that a share says nothing."""
+    return f"{value:.3%}" if value >= 1e-5 else f"{value:.1e} (rounding)" if value else "0"
+
+
 def comparison(found: Any) -> None:
     """Print before and after: the examples side by side, then the figures."""
     from rich.console import Console

@@ -1,0 +1,82 @@
+"""`WrittenAdapter`: an adapter that was made of others and written, with its error before and after.
+
+The error is shown before anything is written, and measured on what was read back from the disk.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from scumble.files import write_text
+from scumble.lora.adapter import WEIGHTS_NAME, Adapter
+from scumble.lora.blend import Blended
+from scumble.progress import Reporter
+
+
+@dataclass(frozen=True)
+class WrittenAdapter:
+    """An adapter folder that `blend` or `resize` wrote.
+
+    Attributes:
+        out: the folder, in the PEFT format.
+        rank: the largest of its modules.
+        error: `predicted` from the singular values that were left out, `measured` on the file: Frobenius norm of
+            what is missing, over that of the wanted update, all modules together.
+        ranks: of each module.
+        modules: the measured error of each module, relative to its wanted update; None where that is zero.
+        parameters: numbers that it holds.
+        bytes: of its weights on disk.
+        made_from: the adapters with their weights and hashes, and how they were put together.
+    """
+
+    out: Path
+    rank: int
+    error: dict[str, float]
+    ranks: dict[str, int]
+    modules: dict[str, float | None]
+    parameters: int
+    bytes: int
+    made_from: dict[str, Any] = field(default_factory=dict)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {**vars(self), "out": str(self.out)}
+
+
+def write_blended(
+    found: Blended, out: Path, made_from: Mapping[str, Any], record: str, *, force: bool, reporter: Reporter
+) -> WrittenAdapter:
+    """Say how far off the adapter is, write it, read it back, and measure.
+
+    Args:
+        found: what is written.
+        out: the folder.
+        made_from: for `record`, a JSON file beside the adapter.
+        record: its name.
+        force: replace `out` where it exists.
+        reporter: is told the predicted error.
+    """
+    ranks = {path: factors.rank for path, factors in found.adapter.factors.items()}
+    lowest, highest = min(ranks.values(), default=0), max(ranks.values(), default=0)
+    shown = f"rank {highest}" if lowest == highest else f"ranks {lowest} to {highest}"
+    reporter.note(f"{shown} on {len(ranks)} modules; predicted error {found.predicted:.2%}")
+    folder = found.adapter.save(out, force=force)
+    written = Adapter.load(folder)
+    measured, gaps = found.measured(written)
+    error = {"predicted": found.predicted, "measured": measured}
+    import json
+
+    write_text(folder / record, json.dumps({**made_from, "error": error}, indent=2) + "\n")
+    return WrittenAdapter(
+        folder,
+        highest,
+        error,
+        ranks,
+        {path: gap / found.norms[path] if found.norms[path] else None for path, gap in gaps.items()},
+        written.parameters,
+        (folder / WEIGHTS_NAME).stat().st_size,
+        dict(made_from),
+    )
