@@ -148,7 +148,7 @@ def test_a_weight_that_is_no_scalar_is_refused(weight, tmp_path):
 def test_what_belongs_to_one_adapter_only_is_not_learned():
     bank = Bank(tiny_llama())
     bank.trainable("saved", LoraSpec(modules_to_save=("lm_head",)))
-    with pytest.raises(AdapterError, match="modules_to_save .* are not blended"):
+    with pytest.raises(AdapterError, match=r"modules_to_save .* are not blended"):
         bank.using_learned({"saved": torch.tensor(1.0)}).__enter__()
     # nor does it come in by a swap, at a weight that happens to be 1
     bank.trainable("plain", LoraSpec())
