@@ -10,20 +10,21 @@ import hashlib
 import importlib.metadata
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
 
+from scumble.errors import ScumbleError
 from scumble.lora.adapter import Adapter
-from scumble.manage.achieved import Achieved, Sums, achieved, changed, overflowed
+from scumble.manage.achieved import Achieved, Sums
+from scumble.manage.comparison import Comparison
 from scumble.manage.fidelity import Fidelity, measure
-from scumble.manage.intended import Rows, Wanted, wanted_of
+from scumble.manage.intended import wanted_of
 from scumble.manage.prompts import LONGEST, PROMPTS, EncodedPrompts, encode_prompts, made_up_ids
 from scumble.manage.result import Result
-from scumble.manage.verdict import TOLERANCES, judge_fidelity, judge_modules, judge_types
+from scumble.manage.verdict import TOLERANCES, judge_fidelity, judge_modules
 from scumble.models.checkpoint import Checkpoint
 from scumble.models.weights import read_tokenizer
 from scumble.progress import Reporter
@@ -112,7 +113,7 @@ def certify(
     wanted = wanted_of(adapter, base)
     result = Result(Path(written), base.skeleton.prefix)
     try:
-        files = _Comparison(base, result, wanted)
+        files = Comparison(base, result, wanted)
         files.run(reporter)
         words = read_tokenizer(str(base.folder))
         asked = _prompts(base, words, prompts)
@@ -151,136 +152,11 @@ def describe(certificate: Certificate) -> list[str]:
     return lines + [f"warning: {line}" for line in certificate.warnings]
 
 
-@dataclass
-class _Comparison:
-    """The written tensors held against the base's, one by one.
-
-    Attributes:
-        structure: faults of files, ties and types, in words.
-        modules: what the adapter reaches.
-        spoilt: untouched tensors that changed, with how many elements.
-        untouched: how many tensors were not reached.
-    """
-
-    base: Checkpoint
-    result: Result
-    wanted: Mapping[str, Wanted]
-    structure: list[str] = field(default_factory=list)
-    modules: dict[str, Achieved] = field(default_factory=dict)
-    spoilt: dict[str, str] = field(default_factory=dict)
-    untouched: int = 0
-
-    def run(self, reporter: Reporter) -> None:
-        """Look at every tensor of the base, and at what the result has beside them."""
-        self._tied = self.result.tied
-        self._pair = _embedding_and_head(self.base)
-        owned, pairs = self._owners()
-        self.structure += self.result.faults
-        self._check_ties()
-        seen: set[str] = set()
-        originals: dict[str, torch.dtype] = {}
-        with reporter.bar("certificate: tensors", max(1, len(pairs))):
-            for parameter, source in pairs:
-                name = self._written(parameter)
-                if name is None:
-                    self._missing(parameter)
-                else:
-                    seen.add(name)
-                    originals[name] = self.base.tensors[source].dtype
-                    self._compare(parameter, source, name)
-                reporter.advance()
-        homeless = [name for name in self.wanted if name not in owned]
-        self.structure += [
-            f"{name}: the adapter trains it, and the base has none to merge it into" for name in homeless
-        ]
-        extra = sorted(set(self.result.tensors) - seen - {self.result.own(p) for p in self._pair})
-        if extra:
-            self.structure.append(f"{len(extra)} tensors are not of the base, such as {extra[0]}")
-        kinds = {name: stored.dtype for name, stored in self.result.tensors.items()}
-        self.structure += judge_types(kinds, originals, self.result.dtype)
-
-    def _owners(self) -> tuple[set[str], list[tuple[str, str]]]:
-        """The parameters there are, and with each the base's tensor; then tensors that no parameter has as such."""
-        model: nn.Module = self.base.skeleton.model
-        names = [name for name, _ in model.named_parameters(remove_duplicate=False)]
-        pairs, used = [], set()
-        for name in names + [name for name, _ in model.named_buffers()]:
-            sources = (name, *self.base.ties.get(name, ()))
-            source = next((own for other in sources if (own := self.base.own_tensor(other))), None)
-            if source is not None:
-                pairs.append((name, source))
-                used |= {source, self.base.own_tensor(name) or source}
-        # fused experts and the like are stored in another form, which both folders share
-        return {name for name, _ in pairs}, pairs + [
-            (n, n) for n in sorted(self.base.tensors) if n not in used
-        ]
-
-    def _written(self, parameter: str) -> str | None:
-        """The written tensor that transformers gives a parameter; a twin's where the two are tied."""
-        own = self.result.own(parameter)
-        if own is not None:
-            return own
-        twins = self.base.ties.get(parameter, ())
-        if parameter in self._pair:
-            twins = tuple(name for name in self._pair if name != parameter) if self._tied else ()
-        return next((found for twin in twins if (found := self.result.own(twin))), None)
-
-    def _missing(self, parameter: str) -> None:
-        if parameter in self._pair and not self._tied and self.base.ties.get(parameter):
-            self.structure.append(f"tie: config.json ties nothing, and the files hold no {parameter}")
-        else:
-            self.structure.append(f"{parameter} is missing from the files")
-
-    def _check_ties(self) -> None:
-        if not (self._tied and len(self._pair) == 2):
-            return
-        first, second = (self.result.own(name) for name in self._pair)
-        if first and second and first != second:
-            one, two = self.result.tensors[first], self.result.tensors[second]
-            if one.shape != two.shape or changed(*self._both(first, second), one.shape):
-                self.structure.append(
-                    f"tie: config.json ties {self._pair[1]} to {self._pair[0]}, and the files hold two that differ"
-                )
-
-    def _both(self, first: str, second: str) -> tuple[Rows, Rows]:
-        return _rows(self.result, first), _rows(self.result, second)
-
-    def _compare(self, parameter: str, source: str, name: str) -> None:
-        shape, stored = self.base.tensors[source].shape, self.result.tensors[name]
-        if stored.shape != shape:
-            self.structure.append(f"{name} has shape {stored.shape}, and the base's is {shape}")
-            return
-        original, found = _rows(self.base, source), _rows(self.result, name)
-        shape = shape or (1,)
-        shared = self.result.own(parameter) is None
-        if (want := self.wanted.get(parameter)) is not None:
-            outcome = achieved(want, original, found, shape)
-            self.modules[parameter] = outcome
-            bad = bool(outcome.misrounded)
-        else:
-            self.untouched += 1
-            count = changed(original, found, shape)
-            bad = bool(count)
-            if count and not shared:
-                self.spoilt[name] = (
-                    f"{name} is not reached by the adapter, and {count} of its elements changed"
-                )
-            elif stored.dtype.is_floating_point and (lost := overflowed(original, found, shape)):
-                self.spoilt[name] = (
-                    f"{name}: {lost} elements overflow {str(stored.dtype).removeprefix('torch.')}"
-                )
-        if bad and shared:
-            self.structure.append(
-                f"tie: {parameter} shares the tensor {name}, and the adapter makes the two differ: it needs a "
-                "tensor of its own, and tie_word_embeddings must be false"
-            )
-
-
 def _put_together(
     base: Checkpoint,
     adapter: Adapter,
     result: Result,
-    files: _Comparison,
+    files: Comparison,
     logits: Fidelity | None,
     prompts: EncodedPrompts | None,
 ) -> Certificate:
@@ -307,7 +183,7 @@ def _put_together(
         adapter=_adapter_facts(adapter),
         result={
             **result.to_dict(),
-            "hash": logits.result_hash if logits else None,
+            "hash": logits.result_hash if logits else _hash(result, base.name),
             "hash_dtype": "fp32",
         },
         modules=files.modules,
@@ -317,6 +193,15 @@ def _put_together(
         no_logits=None if logits else "not computed: the weights alone were asked for",
         prompts=prompts,
     )
+
+
+def _hash(result: Result, name: str) -> str | None:
+    """The hash of the result as loaded in fp32, from its files; None where they cannot be read as a model."""
+    try:
+        with Checkpoint(result.folder, name) as written:
+            return written.hash(torch.float32)
+    except ScumbleError:
+        return None
 
 
 def _adapter_facts(adapter: Adapter) -> dict[str, Any]:
@@ -360,21 +245,6 @@ def _tokenizer_faults(base: Checkpoint, result: Result, words: Any, asked: Encod
     elif replace(asked, ids=encode_prompts(other, asked.texts).ids) != asked and not asked.shortened:
         faults.append("the tokenizer gives the prompts other tokens than the base's")
     return faults
-
-
-def _embedding_and_head(base: Checkpoint) -> tuple[str, ...]:
-    """The parameters of the input embedding and of the output layer."""
-    model: Any = base.skeleton.model
-    modules = [model.get_input_embeddings(), base.head]
-    paths = [next((path for path, own in base.modules.items() if own is module), None) for module in modules]
-    return tuple(f"{path}.weight" for path in paths if path is not None)
-
-
-def _rows(source: Checkpoint | Result, name: str) -> Rows:
-    """Rows of a stored tensor; one without dimensions counts as a row."""
-    if not source.tensors[name].shape:
-        return lambda start, stop: source.read(name).reshape(1)[start:stop]
-    return lambda start, stop: source.rows(name, start, stop)
 
 
 def _versions() -> dict[str, str]:

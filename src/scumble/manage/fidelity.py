@@ -27,6 +27,9 @@ from scumble.models.identity import hash_parameters
 from scumble.models.weights import read_model
 
 _NAME = "adapter"
+# Below this mean KL an adapter's effect cannot be told from fp32's own rounding in the forward pass, whose
+# KL was measured at 1e-13 to 1e-11 nats.
+NO_EFFECT = 1e-9
 
 
 @dataclass
@@ -101,7 +104,8 @@ class Fidelity:
 
         None where the adapter has no effect that fp32 arithmetic could show.
         """
-        return missing_share(self.loaded or self.computed, self.effect)
+        merged = self.loaded or self.computed
+        return merged.mean_kl / self.effect.mean_kl if self.effect.mean_kl > NO_EFFECT else None
 
     def to_dict(self) -> dict[str, Any]:
         """Both gaps, the adapter's effect, and the share of it that is missing."""
@@ -113,16 +117,6 @@ class Fidelity:
             "largest_logit": self.largest,
             "dtype": "fp32",
         }
-
-
-# Below this mean KL an adapter's effect cannot be told from fp32's own rounding in the forward pass, whose
-# KL was measured at 1e-13 to 1e-11 nats.
-NO_EFFECT = 1e-9
-
-
-def missing_share(merged: Gap, effect: Gap) -> float | None:
-    """KL(unmerged || merged) over KL(unmerged || base), or None where the latter is about nothing."""
-    return merged.mean_kl / effect.mean_kl if effect.mean_kl > NO_EFFECT else None
 
 
 def measure(
@@ -161,8 +155,9 @@ def put_into(model: nn.Module, wanted: Mapping[str, Wanted], result: Result) -> 
     old = {name: parameter.detach() for name, parameter in model.named_parameters(remove_duplicate=False)}
     new: dict[str, Tensor] = {}
     for name, want in wanted.items():
-        if name in old:
-            new[name] = _filled(want, old[name], _kind(result, name))
+        # a bias that the base does not have starts from zeros
+        start = old[name] if name in old else torch.zeros(_size(want))
+        new[name] = _filled(want, start, _kind(result, name))
     for name, parameter in model.named_parameters():
         kind = _kind(result, name)
         if parameter.is_floating_point():
@@ -183,6 +178,12 @@ def _filled(want: Wanted, old: Tensor, kind: torch.dtype) -> Tensor:
     for start, stop in blocks(shape):
         new[start:stop] = want.block(start, stop, old[start:stop], gain).to(kind).to(new.dtype)
     return new
+
+
+def _size(want: Wanted) -> int:
+    """How many numbers a new bias has."""
+    assert want.added is not None
+    return want.added.numel()
 
 
 def _kind(result: Result, parameter: str) -> torch.dtype:

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from typing import Literal, cast
+from typing import Literal
 
 import torch
 from torch import Tensor, nn
@@ -55,7 +55,7 @@ class Wanted:
             return 0.0
         A, B = self.factors.A.detach().double().cpu(), self.factors.B.detach().double().cpu()
         if self.transposed:
-            return cast(Tensor, A[:, start:stop].T @ (B.T * self.scale))
+            return A[:, start:stop].T @ (B.T * self.scale)
         return (B[start:stop] * self.scale) @ A
 
     def gain(self, weight: Rows, shape: tuple[int, ...]) -> Tensor | None:
@@ -129,7 +129,7 @@ def wanted_of(adapter: Adapter, base: Checkpoint) -> dict[str, Wanted]:
     Raises:
         AdapterError: the adapter does not fit the base whole.
     """
-    fit(adapter, base.modules, base.head, "the adapter")
+    fit(adapter, base.modules, base.head, "the adapter", lambda path: base.read(base.weight_name(path)))
     found: dict[str, Wanted] = {}
     numbers = token_paths(adapter.spec, base.modules)
     tokens = {path: (numbers[path], values) for path, values in adapter.tokens.items()}

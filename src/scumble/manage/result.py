@@ -9,7 +9,9 @@ from __future__ import annotations
 import hashlib
 import json
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +87,11 @@ class Result:
         """(stop - start, ...), rows of a tensor; one of no dimensions is read whole."""
         stored = self.tensors[name]
         part = self._open[stored.file].get_slice(name)
-        return part[start:stop]  # type: ignore[no-any-return]
+        return part[start:stop]
 
     def read(self, name: str) -> Tensor:
         """A tensor, whole."""
-        return self._open[self.tensors[name].file].get_tensor(name)  # type: ignore[no-any-return]
+        return self._open[self.tensors[name].file].get_tensor(name)
 
     def own(self, parameter: str) -> str | None:
         """The tensor of a parameter, by its name with or without the decoder's; None where there is none."""
@@ -103,7 +105,7 @@ class Result:
 
     # -- what it is --------------------------------------------------------------------------------
 
-    @property
+    @cached_property
     def tied(self) -> bool:
         """Whether transformers ties the output layer to the embedding, by its own reading of config.json."""
         from transformers import AutoConfig
@@ -119,9 +121,7 @@ class Result:
     @property
     def dtype(self) -> torch.dtype | None:
         """The type that config.json names; None where it names none."""
-        name = str(self.config.get("dtype") or self.config.get("torch_dtype") or "").removeprefix("torch.")
-        kind = getattr(torch, name, None) if name else None
-        return kind if isinstance(kind, torch.dtype) else None
+        return named_dtype(self.config)
 
     @property
     def bytes(self) -> int:
@@ -221,6 +221,13 @@ class Result:
 
     def _holds(self, name: str, file: str) -> bool:
         return name in self.tensors and self.tensors[name].file == file
+
+
+def named_dtype(config: Mapping[str, Any]) -> torch.dtype | None:
+    """The type that a configuration names, None where it names none."""
+    name = str(config.get("dtype") or config.get("torch_dtype") or "").removeprefix("torch.")
+    kind = getattr(torch, name, None) if name else None
+    return kind if isinstance(kind, torch.dtype) else None
 
 
 def sha256_of(path: Path) -> str:

@@ -23,7 +23,7 @@ from typing import Any
 import torch
 
 from scumble.manage.achieved import Achieved, Sums
-from scumble.manage.fidelity import Fidelity, missing_share
+from scumble.manage.fidelity import Fidelity
 
 COSINE = 0.9
 RATIO = (0.9, 1.12)
@@ -101,15 +101,16 @@ def judge_fidelity(found: Fidelity, all_fp32: bool) -> list[str]:
             f"the logits of the loaded model differ from the computed merge's by {loaded.apart:.3g}, "
             f"above {limit:.1g}"
         )
+    missing = found.missing()
+    if missing is not None and not missing <= MISSING:
+        gap = loaded or found.computed
+        failures.append(
+            f"the merge misses {missing:.0%} of the adapter's effect "
+            f"(mean KL {gap.mean_kl:.3g} of {found.effect.mean_kl:.3g} nats)"
+        )
     for title, gap in (("loaded", loaded), ("computed", found.computed)):
         if gap is None:
             continue
-        missing = missing_share(gap, found.effect)
-        if missing is not None and not missing <= MISSING:
-            failures.append(
-                f"the {title} merge misses {missing:.0%} of the adapter's effect "
-                f"(mean KL {gap.mean_kl:.3g} of {found.effect.mean_kl:.3g} nats)"
-            )
         if all_fp32 and not (gap.mean_kl <= MEAN_KL and gap.max_kl <= MAX_KL):
             failures.append(
                 f"KL from the unmerged model to the {title} merge is {gap.mean_kl:.3g} nats on average and "
@@ -121,34 +122,30 @@ def judge_fidelity(found: Fidelity, all_fp32: bool) -> list[str]:
 
 
 def judge_types(
-    stored: Mapping[str, torch.dtype], original: Mapping[str, torch.dtype], asked: torch.dtype | None
+    stored: Mapping[str, torch.dtype],
+    original: Mapping[str, torch.dtype],
+    asked: torch.dtype | None,
+    base_asked: torch.dtype | None,
 ) -> list[str]:
     """Hold the written types against the configuration's.
 
-    In a base of several types (a router in fp32 beside bf16), a tensor that stood out there may keep its own.
+    Where the configuration names what the base's does, a tensor may also keep the type that it has there (a
+    router in fp32 beside bf16).
 
     Args:
         stored: the type of each written tensor.
         original: the type of the base's tensor of that name, where there is one.
-        asked: what config.json names.
+        asked, base_asked: what the two configurations name; None for nothing.
     """
-    if asked is None:
-        return ["config.json names no data type"]
-    counted = [kind for kind in original.values() if kind.is_floating_point]
-    usual = max(set(counted), key=counted.count) if counted else None
     odd: dict[torch.dtype, list[str]] = {}
     for name, kind in stored.items():
         before = original.get(name)
-        if before is not None and not before.is_floating_point:
-            allowed = {before}
-        elif before is not None and before != usual:
-            allowed = {asked, before}
-        else:
-            allowed = {asked}
-        if kind not in allowed:
+        kept = kind == before and (asked == base_asked or not kind.is_floating_point)
+        if not kept and (kind != asked or (before is not None and not before.is_floating_point)):
             odd.setdefault(kind, []).append(name)
+    said = _named(asked) if asked else "nothing"
     return [
-        f"dtype: config.json says {_named(asked)}, and {len(names)} tensors are {_named(kind)}, such as {names[0]}"
+        f"dtype: config.json says {said}, and {len(names)} tensors are {_named(kind)}, such as {names[0]}"
         for kind, names in odd.items()
     ]
 
