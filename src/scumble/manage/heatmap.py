@@ -14,15 +14,16 @@ from xml.sax.saxutils import escape, quoteattr
 
 _LABEL, _CELL, _ROW, _TOP, _FOOT = 30, 44, 17, 24, 44  # widths and heights in pixels
 _LEGEND = 150  # width of the legend's bar
+_FEW = 4  # columns up to which there is room to spare
 _WIDE = 12  # columns from which cells are too narrow for their figures
 _STYLE = (
     ".heat{--map-ink:var(--ink,#1f2124);--map-soft:var(--soft,#63666b);--map-line:var(--line,#e4e1db);"
-    "--map-up:var(--ours,#2f7594);--map-down:var(--wrong,#b3452f);--map-page:var(--page,#fcfbf9)}"
+    "--map-up:var(--ours,#2f7594);--map-down:var(--wrong,#b3452f);--map-strength:1}"
     "@media (prefers-color-scheme:dark){.heat{--map-ink:var(--ink,#e6e4df);--map-soft:var(--soft,#a0a4a8);"
     "--map-line:var(--line,#31353a);--map-up:var(--ours,#74b6d2);--map-down:var(--wrong,#e58a72);"
-    "--map-page:var(--page,#16181a)}}"
+    "--map-strength:0.78}}"
     ".heat text{font:10.5px system-ui,sans-serif;fill:var(--map-soft)}"
-    ".heat .cell{fill:var(--map-ink)}.heat .deep{fill:var(--map-page)}"
+    ".heat .cell{fill:var(--map-ink)}.heat .up,.heat .down{opacity:var(--map-strength)}"
     ".heat .up{fill:var(--map-up)}.heat .down{fill:var(--map-down)}"
     ".heat .none{fill:none;stroke:var(--map-line)}"
 )
@@ -72,7 +73,7 @@ def heat_map(
     top = high if high is not None else max((abs(value) for value in values.values()), default=0.0)
     signed = any(value < 0 for value in values.values())
     bottom = 0.0 if signed or low is None else low
-    width = max(_LABEL + len(columns) * _cell_width(columns) + 2, _LABEL + _LEGEND + 60)
+    width = max(_LABEL + len(columns) * _cell_width(columns) + 2, _LABEL + _LEGEND + 24)
     height = _TOP + len(rows) * _ROW + _FOOT
     parts = [_columns(columns)]
     for number, row in enumerate(rows):
@@ -133,7 +134,9 @@ def _placed(cells: Sequence[Cell]) -> Mapping[tuple[int | None, str], tuple[floa
 
 
 def _cell_width(columns: Sequence[str]) -> int:
-    return _CELL if len(columns) <= _WIDE else max(8, _CELL * _WIDE // len(columns))
+    if len(columns) <= _WIDE:
+        return _CELL if len(columns) > _FEW else _CELL + 12
+    return max(8, _CELL * _WIDE // len(columns))
 
 
 def _columns(columns: Sequence[str]) -> str:
@@ -166,17 +169,16 @@ def _cell(
     depth = _depth(value, ends)
     rect = f'<rect class="{"down" if value < 0 else "up"}" {box} fill-opacity="{depth:.3f}">{title}</rect>'
     if width < _CELL:
-        return rect
-    style = "deep" if depth > 0.62 else "cell"
+        return rect  # no room for the figure
     middle = f'x="{x + width / 2:g}" y="{y + 12:g}" text-anchor="middle" pointer-events="none"'
-    return f'{rect}<text class="{style}" {middle}>{escape(figure)}</text>'
+    return f'{rect}<text class="cell" {middle}>{escape(figure)}</text>'
 
 
 def _depth(value: float, ends: tuple[float, float]) -> float:
-    """The opacity of a figure, from 0.04 to 1."""
+    """The opacity of a figure, from 0.04 to 0.7: up to there, dark figures on it can be read."""
     low, high = ends
     share = (abs(value) - low) / (high - low) if high > low else float(value != 0)
-    return round(0.04 + 0.96 * min(1.0, max(0.0, share)), 3)
+    return round(0.04 + 0.66 * min(1.0, max(0.0, share)), 3)
 
 
 def _legend(y: float, ends: tuple[float, float], signed: bool, shown: Callable[[float], str]) -> str:

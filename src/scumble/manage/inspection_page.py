@@ -5,6 +5,7 @@ Knows findings, and nothing of how they were measured.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -25,15 +26,23 @@ def render_inspection(found: Inspection) -> str:
         "manage/inspection.html.j2",
         names=[adapter.name for adapter in found.adapters],
         adapters=[_adapter(adapter, found) for adapter in found.adapters],
-        pairs=[_pair(pair, found) for pair in found.pairs],
+        pairs=[_pair(pair) for pair in found.pairs],
         blend=_blend(found),
         data=found.data,
     )
 
 
 def percent(value: float) -> str:
-    """A share in percent without its sign, for a cell: 3.5, 0.12."""
-    return f"{100 * value:.2g}" if value < 0.1 else f"{100 * value:.0f}"
+    """A share in percent without its sign, for a cell: 35, 3.5, 0.12; tiny ones as a power of ten."""
+    value = 100 * value
+    if 0 < value < 0.005:
+        return f"{value:.0e}"
+    return f"{value:.0f}" if value >= 9.95 else f"{value:.1f}" if value >= 0.995 else f"{value:.2f}"
+
+
+def signed(value: float) -> str:
+    """A figure from -1 to 1 to two places, zero without a sign."""
+    return f"{value:.2f}".replace("-0.00", "0.00")
 
 
 def maps_of(adapter: AdapterFindings, top: float | None = None) -> list[dict[str, Any]]:
@@ -76,21 +85,40 @@ def maps_of(adapter: AdapterFindings, top: float | None = None) -> list[dict[str
     ]
 
 
-def pair_map(pair: PairFindings, values: Mapping[str, float | None], title: str) -> dict[str, Any]:
-    """The heat map of a cosine of each module, its colours from -1 to 1."""
+def pair_maps(pair: PairFindings) -> list[dict[str, Any]]:
+    """The heat maps of a pair: the cosine of each module, how far what they write to overlaps, and the signs."""
     modules = pair.figures.modules
+    if not modules:
+        return []
     columns = columns_of([module.path for module in modules])
-    cells = [Cell(m.layer, columns[m.path], values.get(m.path), m.path) for m in modules]
+    overlaps = {m.path: m.outputs.value if m.outputs else None for m in modules}
+    wanted: list[tuple[str, Mapping[str, float | None]]] = [
+        ("Cosine of the updates", {module.path: module.cosine for module in modules}),
+        ("Overlap of outputs", overlaps),
+        ("Overlap of inputs", {m.path: m.inputs.value if m.inputs else None for m in modules}),
+    ]
+    if pair.on_data is not None:
+        wanted.insert(1, ("Cosine of the outputs", pair.on_data.modules))
+    return [
+        {
+            "title": title,
+            "svg": Markup(
+                heat_map(
+                    f"{pair.first} and {pair.second}: {title}, by layer and module",
+                    [Cell(m.layer, columns[m.path], values.get(m.path), m.path) for m in modules],
+                    shown=signed,
+                    high=_end(values),
+                )
+            ),
+        }
+        for title, values in wanted
+    ]
+
+
+def _end(values: Mapping[str, float | None]) -> float:
+    """Where the colours of figures from -1 to 1 end: the next tenth, so that small ones are seen too."""
     largest = max((abs(value) for value in values.values() if value is not None), default=0.0)
-    # whole tenths, so that two maps can be told apart by their legends
-    high = min(1.0, max(0.1, -(-largest // 0.1) * 0.1))
-    drawn = heat_map(
-        f"{pair.first} and {pair.second}: {title}, by layer and module",
-        cells,
-        shown=lambda value: f"{value:.2f}",
-        high=high,
-    )
-    return {"title": title, "svg": Markup(drawn)}
+    return min(1.0, max(0.1, math.ceil(10 * largest) / 10))
 
 
 def _adapter(adapter: AdapterFindings, found: Inspection) -> dict[str, Any]:
@@ -166,17 +194,13 @@ def _origin(adapter: AdapterFindings) -> list[tuple[str, str]]:
     return [(name, value) for name, value in rows if value]
 
 
-def _pair(pair: PairFindings, found: Inspection) -> dict[str, Any]:
-    figures = pair.figures
-    maps = [pair_map(pair, {m.path: m.cosine for m in figures.modules}, "Cosine of the updates")]
-    if pair.on_data is not None:
-        maps.append(pair_map(pair, pair.on_data.modules, "Cosine of the outputs on these texts"))
+def _pair(pair: PairFindings) -> dict[str, Any]:
     return {
         "first": pair.first,
         "second": pair.second,
         "expectation": pair.expectation,
         "figures": pair_rows(pair),
-        "maps": maps if figures.modules else [],
+        "maps": pair_maps(pair),
     }
 
 
@@ -199,7 +223,7 @@ def pair_rows(pair: PairFindings) -> list[tuple[str, str, str]]:
             rows.append((f"overlap of {name}", f"{overlap.value:.3f}", random))
     if signs.plain is not None and signs.weighted is not None:
         rows_of = f"{signs.rows:,} of {signs.of:,} rows"
-        rows.append(("sign conflict, by entries", share(signs.plain), f"0.5 is chance; on {rows_of}"))
+        rows.append(("sign conflict, by entries", share(signs.plain), f"50 % is chance; on {rows_of}"))
         rows.append(("sign conflict, by weight", share(signs.weighted), "each entry by the size of both"))
     norms = f"alone {number(figures.norms[0], 3)} and {number(figures.norms[1], 3)}"
     rows += [(f"norm of the blend {w}", number(norm, 3), norms) for w, norm in figures.blends.items()]
