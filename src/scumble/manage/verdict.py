@@ -103,10 +103,10 @@ def judge_fidelity(found: Fidelity, all_fp32: bool) -> list[str]:
         )
     missing = found.missing()
     if missing is not None and not missing <= MISSING:
-        gap = loaded or found.computed
+        merged = loaded or found.computed
         failures.append(
             f"the merge misses {missing:.0%} of the adapter's effect "
-            f"(mean KL {gap.mean_kl:.3g} of {found.effect.mean_kl:.3g} nats)"
+            f"(mean KL {merged.mean_kl:.3g} of {found.effect.mean_kl:.3g} nats)"
         )
     for title, gap in (("loaded", loaded), ("computed", found.computed)):
         if gap is None:
