@@ -1,4 +1,4 @@
-"""Writing without leaving half a file: a temporary name beside the goal, then a rename.
+"""Writing without leaving half a file: a temporary name beside the goal, then a rename; and opening only files.
 
 What is replaced is only ever what was named, whole, and never a folder that the caller stands in or reads from.
 Knows paths and nothing of what is written.
@@ -7,13 +7,15 @@ Knows paths and nothing of what is written.
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 import shutil
+import stat
 import tempfile
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from scumble.errors import OutputError, OutputExistsError, ScumbleError
 
@@ -115,6 +117,35 @@ def write_text(path: str | Path, text: str) -> Path:
             raise _output_error(path, error) from error
         raise
     return path
+
+
+def open_regular(path: str | Path) -> BinaryIO:
+    """Open a file, or a link to one, for reading; of a pipe, a device or a folder nothing is read or waited for.
+
+    Raises:
+        OSError: it is not there, may not be read, or is no regular file; `strerror` says which.
+    """
+    handle = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0))
+    try:
+        if not stat.S_ISREG(os.fstat(handle).st_mode):
+            raise OSError(errno.EINVAL, "it is no regular file", str(path))
+        return os.fdopen(handle, "rb")
+    except BaseException:
+        os.close(handle)
+        raise
+
+
+def read_bounded(path: str | Path, limit: int) -> bytes:
+    """Read a regular file of at most `limit` bytes.
+
+    Raises:
+        OSError: as `open_regular`, or the file is larger.
+    """
+    with open_regular(path) as file:
+        data = file.read(limit + 1)
+    if len(data) > limit:
+        raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))
+    return data
 
 
 def _refuse_precious(path: Path, option: str, inputs: Iterable[Any]) -> None:

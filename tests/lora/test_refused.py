@@ -96,7 +96,7 @@ def test_another_kind_is_refused_by_its_configuration(kind, made):
 
 def test_every_field_of_peft_is_known():
     """A field that a new PEFT adds must be looked at: refused, computed, or harmless."""
-    from scumble.lora.spec import HARMLESS, REFUSED
+    from scumble.lora.peft_config import HARMLESS, REFUSED
 
     known = {*LoraSpec().to_peft(), *HARMLESS, *REFUSED}
     assert set(LoraConfig().to_dict()) <= known

@@ -8,58 +8,15 @@ What changes the forward pass and is not computed exactly here is refused by nam
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any, Literal
 
-from scumble.errors import AdapterError
-from scumble.lora.targets import (
-    ALL_LINEAR,
-    TARGET_SETS,
-    check_pattern,
-    expand_targets,
-    layer_index,
-    named_by,
-    pattern_value,
-)
-
-# What PEFT's LoRA can be asked for that changes the forward pass in a way that the bank does not compute.
-REFUSED = {
-    "alora_invocation_tokens": "aLoRA (alora_invocation_tokens)",
-    "target_parameters": "adapters on bare parameters (target_parameters), such as fused experts",
-    "layer_replication": "layer replication (layer_replication)",
-    "use_qalora": "QALoRA (use_qalora)",
-    "use_bdlora": "block-diagonal LoRA (use_bdlora)",
-    "arrow_config": "Arrow routing (arrow_config)",
-    "kasa_config": "KaSA (kasa_config)",
-    "velora_config": "VeLoRA (velora_config)",
-    "monteclora_config": "MonteCLoRA (monteclora_config)",
-    "ensure_weight_tying": "tied adapters (ensure_weight_tying)",
-    "megatron_config": "Megatron layers (megatron_config)",
-}
-# These change the base's own weights when PEFT makes the adapter, so that the file alone is no adapter
-# for the original base.
-REFUSED_INITS = ("pissa", "olora", "corda", "lora_ga", "loftq")
-# These are in the file, and have no effect on the forward pass of what it holds.
-HARMLESS = frozenset(
-    [
-        "peft_type",
-        "task_type",
-        "auto_mapping",
-        "peft_version",
-        "inference_mode",
-        "revision",
-        "runtime_config",
-        "megatron_core",
-        "loftq_config",
-        "eva_config",
-        "corda_config",
-        "lora_ga_config",
-        "qalora_group_size",
-        "init_lora_weights",
-    ]
-)
+from scumble.errors import AdapterError, shown
+from scumble.lora.patterns import PatternTable, check_patterns, check_time, find
+from scumble.lora.peft_config import MAX_ALPHA, MAX_RANK, read_fields, refuse_what_is_not_exact
+from scumble.lora.targets import ALL_LINEAR, TARGET_SETS, expand_targets, layer_index, named_by
 
 
 @dataclass(frozen=True)
@@ -105,21 +62,23 @@ class LoraSpec:
     def __post_init__(self) -> None:
         object.__setattr__(self, "targets", expand_targets(self.targets))
         for rank in (self.rank, *self.rank_pattern.values()):
-            if isinstance(rank, bool) or not isinstance(rank, int) or rank < 1:
+            if isinstance(rank, bool) or not isinstance(rank, int) or not 1 <= rank <= MAX_RANK:
                 raise AdapterError(
-                    f"the rank is {rank!r}", "a rank is a whole number, 1 or more; 8 is a good start"
+                    f"the rank is {shown(rank)}",
+                    f"a rank is a whole number from 1 to {MAX_RANK}; 8 is a good start",
                 )
         for alpha in (self.alpha, *self.alpha_pattern.values()):
-            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha < math.inf:
+            if isinstance(alpha, bool) or not isinstance(alpha, int | float) or not 0 < alpha <= MAX_ALPHA:
                 raise AdapterError(
-                    f"alpha is {alpha!r}", "alpha is a positive number; twice the rank is usual"
+                    f"alpha is {shown(alpha)}",
+                    f"alpha is a positive number up to {MAX_ALPHA:g}; twice the rank is usual",
                 )
         if not 0 <= self.dropout < 1:
             raise AdapterError(
-                f"dropout is {self.dropout!r}", "it is a share from 0 up to, but not including, 1"
+                f"dropout is {shown(self.dropout)}", "it is a share from 0 up to, but not including, 1"
             )
         if self.bias not in ("none", "all", "lora_only"):
-            raise AdapterError(f"bias is {self.bias!r}", "it is none, all or lora_only")
+            raise AdapterError(f"bias is {shown(self.bias)}", "it is none, all or lora_only")
         if self.dora and self.lora_bias:
             raise AdapterError("DoRA has no lora_bias", "leave one of the two out, as PEFT asks too")
         if isinstance(self.targets, str) and (self.layers_to_transform or self.layers_pattern):
@@ -132,47 +91,70 @@ class LoraSpec:
         for rows in self.trainable_token_indices.values():
             if len(set(rows)) != len(rows):
                 raise AdapterError("trainable_token_indices names a token twice", "name each token once")
-        for pattern in (*self.rank_pattern, *self.alpha_pattern):
-            check_pattern(pattern)
+        check_patterns([*self.rank_pattern, *self.alpha_pattern], "suffix")
+        check_patterns(self.layers_pattern, "layer")
         if isinstance(self.exclude_modules, str):
-            check_pattern(self.exclude_modules)
+            check_patterns([self.exclude_modules])
 
     def rank_of(self, path: str) -> int:
         """The rank of the module at `path`."""
-        return int(pattern_value(self.rank_pattern, path, self.rank))
+        return int(self._ranks.value(path, self.rank))
 
     def scale_of(self, path: str) -> float:
         """The scale s of the update of the module at `path`: alpha / rank or alpha / sqrt(rank)."""
-        rank, alpha = self.rank_of(path), pattern_value(self.alpha_pattern, path, self.alpha)
+        rank, alpha = self.rank_of(path), self._alphas.value(path, self.alpha)
         return alpha / math.sqrt(rank) if self.rslora else alpha / rank
 
     def matches(self, path: str) -> bool:
         """Whether the adapter reaches the module at `path` (for `all-linear` the bank decides)."""
+        check_time()
         if isinstance(self.exclude_modules, str):
-            if re.fullmatch(self.exclude_modules, path):
+            if find(self.exclude_modules, path):
                 return False
-        elif named_by(path, self.exclude_modules):
+        elif named_by(path, self._excluded):
             return False
         if self.replaces(path):
             return False
         if isinstance(self.targets, str):
-            return self.targets != ALL_LINEAR and re.fullmatch(self.targets, path) is not None
-        if not named_by(path, self.targets):
+            return self.targets != ALL_LINEAR and find(self.targets, path) is not None
+        if not named_by(path, self._named):
             return False
         # a whole path in the list is reached whatever its layer, as in PEFT
         return (
-            path in self.targets
+            path in self._named
             or not self.layers_to_transform
-            or layer_index(path, self.layers_pattern) in self.layers_to_transform
+            or layer_index(path, self.layers_pattern) in self._layers
         )
 
     def replaces(self, path: str) -> bool:
         """Whether the module at `path` lies in one of `modules_to_save`."""
-        return any(re.match(rf"(^|.*\.){re.escape(name)}($|\..*)", path) for name in self.modules_to_save)
+        return any(f".{name}." in f".{path}." for name in self.modules_to_save)
 
     def saves(self, path: str) -> bool:
         """Whether the module at `path` is one of `modules_to_save`: its path ends in a name, as PEFT matches."""
-        return any(path.endswith(name) for name in self.modules_to_save)
+        check_time()
+        return path.endswith(tuple(self.modules_to_save))
+
+    # what does not change is put in order once, for a configuration may name thousands of modules
+    @cached_property
+    def _ranks(self) -> PatternTable:
+        return PatternTable(self.rank_pattern)
+
+    @cached_property
+    def _alphas(self) -> PatternTable:
+        return PatternTable(self.alpha_pattern)
+
+    @cached_property
+    def _named(self) -> frozenset[str]:
+        return frozenset() if isinstance(self.targets, str) else frozenset(self.targets)
+
+    @cached_property
+    def _excluded(self) -> frozenset[str]:
+        return frozenset() if isinstance(self.exclude_modules, str) else frozenset(self.exclude_modules)
+
+    @cached_property
+    def _layers(self) -> frozenset[int]:
+        return frozenset(self.layers_to_transform)
 
     def shape(self) -> dict[str, Any]:
         """What decides which tensors an adapter has and what they compute: not its base's name, not dropout."""
@@ -225,91 +207,9 @@ class LoraSpec:
             AdapterError: it is no LoRA, or asks for something that is not computed exactly; by name.
         """
         values = dict(config if isinstance(config, Mapping) else config.to_dict())
-        refuse_what_is_not_exact(values)
-        tokens, layers = values.get("trainable_token_indices"), values.get("layers_to_transform")
-        try:
-            return cls(
-                rank=values.get("r", 8),
-                alpha=values.get("lora_alpha", 8),
-                targets=_targets(values.get("target_modules")),
-                dropout=values.get("lora_dropout", 0.0) or 0.0,
-                rslora=bool(values.get("use_rslora")),
-                dora=bool(values.get("use_dora")),
-                lora_bias=bool(values.get("lora_bias")),
-                bias=values.get("bias", "none"),
-                rank_pattern=values.get("rank_pattern") or {},
-                alpha_pattern=values.get("alpha_pattern") or {},
-                layers_to_transform=_tuple(layers, int),
-                # an empty list of layers means every layer, and the pattern has nothing to say
-                layers_pattern=() if layers == [] else _tuple(values.get("layers_pattern"), str),
-                exclude_modules=_exclusions(values.get("exclude_modules")),
-                modules_to_save=_tuple(values.get("modules_to_save"), str),
-                trainable_token_indices=_tokens(tokens),
-                fan_in_fan_out=bool(values.get("fan_in_fan_out")),
-                base_name=values.get("base_model_name_or_path"),
-            )
-        except (TypeError, AttributeError) as error:
-            raise AdapterError(
-                f"the adapter's configuration has a value of a wrong type: {error}",
-                "it should be what PEFT's save_pretrained writes",
-            ) from error
-
-
-def refuse_what_is_not_exact(values: Mapping[str, Any]) -> None:
-    """Raise `AdapterError` for the first thing in PEFT's configuration that the bank cannot compute."""
-    kind = getattr(values.get("peft_type"), "value", values.get("peft_type"))
-    hint = "load it with PEFT itself, or train a plain LoRA adapter"
-    if kind != "LORA":
-        raise AdapterError(
-            f"{kind or 'an adapter without peft_type'} is not LoRA, and is not computed here", hint
-        )
-    for key, title in REFUSED.items():
-        # an empty dict is a configuration with its defaults; None, False and [] ask for nothing
-        if values.get(key) not in (None, False, []):
-            raise AdapterError(f"the adapter uses {title}, which is not computed exactly here", hint)
-    init = str(values.get("init_lora_weights", True)).lower()
-    if init.startswith(REFUSED_INITS):
-        raise AdapterError(
-            f"the adapter was initialised with {init}, which changes the base's own weights",
-            "save it with PEFT's path_initial_model_for_weight_conversion, which makes it a plain LoRA adapter",
-        )
-    known = {*LoraSpec().to_peft(), *HARMLESS, *REFUSED}
-    for key, value in values.items():
-        if key not in known and value not in (None, False, [], {}):
-            raise AdapterError(f"the adapter's configuration has {key!r}, which is not known here", hint)
+        refuse_what_is_not_exact(values, known=set(LoraSpec().to_peft()))
+        return cls(**read_fields(values))
 
 
 def _listed(value: str | tuple[str, ...]) -> str | list[str] | None:
     return value if isinstance(value, str) and value else sorted(value) or None
-
-
-def _tuple(value: Any, kind: type) -> tuple[Any, ...]:
-    """A tuple of what PEFT lets be one value, several, or none."""
-    if value is None or value == "":
-        return ()
-    values = [value] if isinstance(value, str | int) else list(value)
-    return tuple(kind(item) for item in values)
-
-
-def _targets(value: Any) -> str | tuple[str, ...]:
-    if value is None:
-        raise AdapterError(
-            "the adapter's configuration names no target_modules", "it should be what PEFT writes"
-        )
-    # in PEFT's format a string is always a regular expression, also where it looks like one name
-    if isinstance(value, str):
-        if value.lower() == ALL_LINEAR:
-            return ALL_LINEAR
-        return value if not value or expand_targets(value) == value else f"(?:{value})"
-    return tuple(sorted(str(name) for name in value))
-
-
-def _exclusions(value: Any) -> str | tuple[str, ...]:
-    return value if isinstance(value, str) else tuple(sorted(value or ()))
-
-
-def _tokens(value: Any) -> dict[str, tuple[int, ...]]:
-    if not value:
-        return {}
-    named: Mapping[str, Iterable[int]] = value if isinstance(value, Mapping) else {"": value}
-    return {name: tuple(int(row) for row in rows) for name, rows in named.items()}

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable, Mapping, Sequence
 
 from scumble.errors import AdapterError
+from scumble.lora.patterns import PatternTable, check_patterns, find
 
 TARGET_SETS: dict[str, tuple[str, ...]] = {
     "minimal": ("q_proj", "v_proj"),
@@ -18,6 +19,9 @@ TARGET_SETS: dict[str, tuple[str, ...]] = {
     "comprehensive": ("q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"),
 }
 ALL_LINEAR = "all-linear"
+# what PEFT takes for the number of a layer where no pattern says what it stands behind
+_ANY_LAYER = re.compile(r".*?\.[^.]*\.(?P<idx>\d+)\.")
+_DIGITS = 18  # of a layer's number that are read; Python refuses numbers of thousands of them
 
 
 def expand_targets(value: str | Sequence[str]) -> str | tuple[str, ...]:
@@ -53,43 +57,42 @@ def expand_targets(value: str | Sequence[str]) -> str | tuple[str, ...]:
 
 def check_pattern(pattern: str) -> None:
     """Raise `AdapterError` where `pattern` is no regular expression."""
-    try:
-        re.compile(pattern)
-    except re.error as error:
-        raise AdapterError(
-            f"the pattern {pattern!r} is not a regular expression: {error}",
-            "name modules with commas between them, or mend the pattern",
-        ) from error
+    check_patterns([pattern])
 
 
 def named_by(path: str, names: Iterable[str]) -> bool:
     """Whether `path` is one of `names`, or ends in `.` and one of them (whole components only)."""
+    if isinstance(names, frozenset):  # of any size: the few ends of the path are looked up in it
+        place = -1
+        while (place := path.find(".", place + 1)) >= 0:
+            if path[place + 1 :] in names:
+                return True
+        return path in names
     return any(path == name or path.endswith(f".{name}") for name in names)
 
 
 def layer_index(path: str, layers_pattern: Sequence[str]) -> int | None:
     """The number of the layer that `path` lies in: of the first numbered component, as PEFT reads it."""
-    patterns = [rf"(?:^|.*?\.){name}\.(?P<idx>\d+)\." for name in layers_pattern] or [
-        r".*?\.[^.]*\.(?P<idx>\d+)\."
-    ]
-    for pattern in patterns:
-        found = re.match(pattern, path)
+    if not layers_pattern:
+        found = _ANY_LAYER.match(path)
+        return int(found.group("idx")[:_DIGITS]) if found else None
+    for pattern in layers_pattern:
+        found = find(pattern, path, "layer")
         if found:
-            return int(found.group("idx"))
+            return int(found.group("idx")[:_DIGITS])
     return None
 
 
 def pattern_value(patterns: Mapping[str, float], path: str, default: float) -> float:
     """The value of the first pattern that names `path`, as in PEFT's `rank_pattern` and `alpha_pattern`."""
-    for pattern, value in patterns.items():
-        if re.match(rf"(.*\.)?({pattern})$", path):
-            return value
-    return default
+    return PatternTable(patterns).value(path, default)
 
 
 def nearest_names(wanted: str | Sequence[str], paths: Iterable[str], limit: int = 6) -> list[str]:
     """The last components of `paths` that look most like what was wanted, for an error that teaches."""
     last = sorted({path.rsplit(".", 1)[-1] for path in paths})
     words = [wanted] if isinstance(wanted, str) else list(wanted)
+    # a stranger's configuration may name thousands, and long ones
+    words = [word[:100] for word in words[:8]]
     close = [name for word in words for name in difflib.get_close_matches(word, last, n=3, cutoff=0.4)]
     return list(dict.fromkeys(close))[:limit] or last[:limit]
