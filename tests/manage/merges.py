@@ -14,6 +14,8 @@ from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
 from scumble.lora.adapter import Adapter
+from scumble.manage import merge as merging
+from scumble.manage.certificate import certify
 from scumble.models.checkpoint import Checkpoint, open_checkpoint
 from tests.bases import letters_model, letters_tokenizer
 from tests.lora.conftest import peft_model
@@ -85,3 +87,36 @@ def edit_json(path: Path, change: Callable[[dict[str, Any]], None]) -> None:
     values = json.loads(path.read_text())
     change(values)
     path.write_text(json.dumps(values))
+
+
+Q = "model.layers.0.self_attn.q_proj.weight"
+FP32, BF16, FP16 = torch.float32, torch.bfloat16, torch.float16
+SHORT = ["one prompt", "another, a little longer"]
+
+
+def merged(
+    tmp_path, *, base_dtype=FP32, tie=False, dtype=FP32, untie=False, shard="1GB", shrink=1.0, **config
+):
+    """The base's folder, the adapter's, and that of an honest merge."""
+    base = write_base(tmp_path / "base", dtype=base_dtype, tie_word_embeddings=tie)
+    adapter = write_adapter(base, tmp_path / "adapter", shrink=shrink, **config)
+    out = honest_merge(base, adapter, tmp_path / "merged", dtype=dtype, untie=untie, shard=shard)
+    return base, adapter, out
+
+
+def judged(base, adapter, out, **options):
+    return certify(*opened(base, adapter), out, **{"prompts": SHORT, **options})
+
+
+def assert_caught(certificate, *words):
+    """It failed, and one of its lines has all the words."""
+    assert not certificate.passed
+    assert any(all(word in line for word in words) for line in certificate.failures), certificate.failures
+    assert all("\n" not in line for line in certificate.failures)
+
+
+def own_merge(tmp_path, dtype="fp32", *, base_dtype=FP32, tie=False, **config):
+    base = write_base(tmp_path / "base", dtype=base_dtype, tie_word_embeddings=tie)
+    adapter = write_adapter(base, tmp_path / "adapter", **config)
+    options = {"base": base, "dtype": dtype, "prompts": SHORT, "quiet": True}
+    return merging.merge(adapter, out=tmp_path / "merged", **options)

@@ -9,10 +9,11 @@ from __future__ import annotations
 import hashlib
 import importlib.metadata
 import json
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import torch
 
@@ -65,8 +66,8 @@ class Certificate:
     prompts: EncodedPrompts | None
 
     def to_dict(self) -> dict[str, Any]:
-        """The document: plain JSON values alone."""
-        return {
+        """The document: plain JSON values alone; null for a figure that is no finite number."""
+        document = {
             "version": VERSION,
             "passed": self.passed,
             "failures": list(self.failures),
@@ -83,6 +84,7 @@ class Certificate:
             "tolerances": TOLERANCES,
             "versions": _versions(),
         }
+        return cast("dict[str, Any]", _finite(document))
 
 
 def certify(
@@ -170,7 +172,7 @@ def _put_together(
         floats = [stored.dtype for stored in result.tensors.values() if stored.dtype.is_floating_point]
         failures += judge_fidelity(logits, all(kind == torch.float32 for kind in floats))
     base_hash = logits.base_hash if logits else base.hash(torch.float32)
-    if adapter.base_hash and base_hash and adapter.base_hash != base_hash:
+    if adapter.base_hash and base_hash and not _is_hash_of(adapter.base_hash, base_hash, base):
         warned.append(
             f"the adapter was trained on a base with hash {adapter.base_hash}, and this base, loaded in fp32, "
             f"has {base_hash}"
@@ -193,6 +195,13 @@ def _put_together(
         no_logits=None if logits else "not computed: the weights alone were asked for",
         prompts=prompts,
     )
+
+
+def _is_hash_of(asked: str, in_fp32: str, base: Checkpoint) -> bool:
+    """Whether a hash is the base's in any type that it may have been loaded in."""
+    if asked == in_fp32:
+        return True
+    return any(base.hash(kind) == asked for kind in (None, torch.bfloat16, torch.float16))
 
 
 def _hash(result: Result, name: str) -> str | None:
@@ -245,6 +254,15 @@ def _tokenizer_faults(base: Checkpoint, result: Result, words: Any, asked: Encod
     elif replace(asked, ids=encode_prompts(other, asked.texts).ids) != asked and not asked.shortened:
         faults.append("the tokenizer gives the prompts other tokens than the base's")
     return faults
+
+
+def _finite(value: Any) -> Any:
+    """JSON knows no infinity and no NaN."""
+    if isinstance(value, Mapping):
+        return {key: _finite(inner) for key, inner in value.items()}
+    if isinstance(value, list | tuple):
+        return [_finite(inner) for inner in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def _versions() -> dict[str, str]:

@@ -216,8 +216,8 @@ def _loaded(
     try:
         model = read_model(str(result.folder), dtype=torch.float32, device=torch.device("cpu"))
     except Exception as error:  # whatever transformers says of a broken folder is the verdict on it
-        line = (str(error).splitlines() or [type(error).__name__])[0][:200]
-        return None, None, line
+        line = (str(error).splitlines() or [type(error).__name__])[0].replace(str(result.folder), "it")
+        return None, None, line[:200]
     gap, apart = Gap(), 0.0
     for row, logits, other in zip(ids, unmerged, expected, strict=True):
         found = _logits(model, row)
