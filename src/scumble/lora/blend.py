@@ -31,9 +31,9 @@ from scumble.lora.streamed import DoraUpdate, Rows, Sparsified, WeightedSum, gap
 
 Method: TypeAlias = Literal["exact", "svd", "magnitude", "ties", "dare", "dare_ties"]
 METHODS: tuple[str, ...] = get_args(Method)
-# What `exact` may drop, of the sum of |w_i| |U_i|: a thousandth of what fp32 factors round off anyway, and far
-# above the 1e-16 that fp64 leaves of directions which adapters share.
-LOSSLESS = 1e-10
+# What `exact` may drop, of the sum of |w_i| |U_i|: what the factors' own type rounds off of them, so that a blend
+# of blends does not carry the rounding of the first as ranks of its own; in fp64 what the arithmetic leaves.
+LOSSLESS = {torch.float32: 1.2e-7, torch.float64: 1e-12}
 
 
 @dataclass(frozen=True)
@@ -87,9 +87,12 @@ class Blended:
 
     def _relative(self, missing: Mapping[str, float]) -> float:
         lost, wanted, size = (_together(each) for each in (missing, self.norms, self.sizes))
-        if lost <= LOSSLESS * size:
-            return lost / wanted if wanted > LOSSLESS * size else 0.0
-        return lost / wanted if wanted else float("inf")
+        nothing = LOSSLESS[_kind([self.adapter])] * size
+        if (
+            wanted <= nothing
+        ):  # parts that cancel each other leave rounding alone, and of nothing nothing is missing
+            return 0.0 if lost <= nothing else float("inf")
+        return lost / wanted
 
 
 def blend(parts: Sequence[Part], recipe: Recipe = Recipe(), base: BaseTensors | None = None) -> Blended:
@@ -114,9 +117,10 @@ def blend(parts: Sequence[Part], recipe: Recipe = Recipe(), base: BaseTensors | 
     missing: dict[str, float] = {}
     norms: dict[str, float] = {}
     sizes = {path: _size(path, parts) for path in targets}
+    lossless = LOSSLESS[_kind([part.adapter for part in parts])]
     for path, target in targets.items():
         most = sum(part.adapter.factors[path].rank for part in parts if path in part.adapter.factors)
-        found[path], missing[path], norms[path] = _compress(target, recipe, most, sizes[path])
+        found[path], missing[path], norms[path] = _compress(target, recipe, most, lossless * sizes[path])
     return Blended(assemble(parts, found, recipe.interpolate, base), targets, missing, norms, sizes)
 
 
@@ -179,7 +183,7 @@ def assemble(
         base: as in `blend`.
     """
     spec = _spec_of(parts, {path: update.rank for path, update in updates.items()})
-    kind = _kind(parts)
+    kind = _kind([part.adapter for part in parts])
     factors = {}
     for path, update in updates.items():
         scale = spec.scale_of(path)
@@ -195,7 +199,7 @@ def assemble(
     return carry_replaced(adapter, parts, interpolate, base)
 
 
-def _compress(target: Rows, recipe: Recipe, most: int, size: float) -> tuple[LowRank, float, float]:
+def _compress(target: Rows, recipe: Recipe, most: int, nothing: float) -> tuple[LowRank, float, float]:
     """The update of a module, what it misses, and the norm of what was wanted."""
     rank = min(recipe.rank or most, *target.shape)
     if not isinstance(target, LowRank):
@@ -203,7 +207,7 @@ def _compress(target: Rows, recipe: Recipe, most: int, size: float) -> tuple[Low
         return found.matrix, found.missing, found.norm
     svd = decompose(target)
     # what was there before adapters cancelled each other decides what is nothing
-    kept = svd.rank_for(LOSSLESS * size)
+    kept = svd.rank_for(nothing)
     rank = kept if recipe.rank is None else min(kept, rank)
     return svd.truncated(rank), svd.tail(rank), svd.tail(0)
 
@@ -231,11 +235,11 @@ def _paths(parts: Sequence[Part]) -> list[str]:
     return sorted({path for part in parts for path in part.adapter.factors})
 
 
-def _kind(parts: Sequence[Part]) -> torch.dtype:
-    """The type of the result: the widest of the parts', fp32 at least."""
+def _kind(adapters: Sequence[Adapter]) -> torch.dtype:
+    """The type of the result: the widest of the adapters', fp32 at least."""
     kind = torch.float32
-    for part in parts:
-        for factors in part.adapter.factors.values():
+    for adapter in adapters:
+        for factors in adapter.factors.values():
             kind = torch.promote_types(kind, torch.promote_types(factors.A.dtype, factors.B.dtype))
     return kind
 
