@@ -10,8 +10,21 @@ from typing import Any, NoReturn
 
 import typer
 
-from scumble.cli import blend, chat, compare, demo, doctor, inspect, lab, output, resize, train
-from scumble.errors import ScumbleError
+from scumble.cli import (
+    blend,
+    chat,
+    compare,
+    demo,
+    doctor,
+    inspect,
+    lab,
+    merge,
+    output,
+    resize,
+    train,
+    unmerge,
+)
+from scumble.errors import ScumbleError, printable
 
 app = typer.Typer(
     name="scumble",
@@ -21,7 +34,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, train, compare, inspect, blend, resize, chat, doctor):
+for command in (demo, train, compare, inspect, merge, unmerge, blend, resize, chat, doctor):
     app.command(command.NAME)(command.run)
 app.add_typer(lab.app, name="lab")
 
@@ -105,4 +118,4 @@ def _described(error: BaseException) -> tuple[str, str]:
 def _one_line(message: Warning | str, category: type[Warning], *args: object, **kwargs: object) -> None:
     # what other libraries warn their callers of is not for a user of ours to read
     if issubclass(category, UserWarning) and str(args[0] if args else "").startswith(_PACKAGE):
-        print(f"warning: {message}", file=sys.stderr)
+        print(f"warning: {printable(message)}", file=sys.stderr)

@@ -8,6 +8,8 @@ import sys
 from collections.abc import Callable
 from typing import Any, Protocol
 
+from scumble.errors import printable
+
 
 class Result(Protocol):
     """What every function of the package returns."""
@@ -26,9 +28,9 @@ def show(result: Result, as_json: bool, people: Callable[[], None]) -> None:
 
 def failure(message: str, hint: str) -> None:
     """Say on stderr what is wrong and where, and below it what to do."""
-    print(f"error: {' '.join(message.split())}", file=sys.stderr)
+    print(f"error: {' '.join(printable(message).split())}", file=sys.stderr)
     if hint:
-        print(f"  hint: {' '.join(hint.split())}", file=sys.stderr)
+        print(f"  hint: {' '.join(printable(hint).split())}", file=sys.stderr)
 
 
 def finite(value: Any) -> Any:

@@ -8,6 +8,9 @@ run any code. Knows nothing of a model: whether an adapter fits one is for the b
 from __future__ import annotations
 
 import json
+import math
+import os
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,15 +19,24 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scumble.errors import AdapterError, MissingFileError
-from scumble.files import new_folder
+from scumble.errors import AdapterError, MissingFileError, clipped, shown
+from scumble.files import new_folder, open_regular, read_bounded
+from scumble.lora.patterns import bounded_matching
 from scumble.lora.spec import LoraSpec
 from scumble.lora.targets import named_by
+from scumble.lora.tensors_file import read_tensors, tensors_as_bytes
+from scumble.manifest import check_manifest, write_manifest
 
 CONFIG_NAME = "adapter_config.json"
 WEIGHTS_NAME = "adapter_model.safetensors"
 PREFIX = "base_model.model."
 _TOKENS = "token_adapter.trainable_tokens_delta"
+_MAX_CONFIG = 2 * 2**20  # bytes
+_HASH = re.compile(r"[A-Za-z0-9:_.-]{1,128}")
+# Far beyond what training gives. With larger values a product in the model's layers could leave fp32, and what is
+# not finite in one row of a batch spoils the others.
+MAX_VALUE = 1e8  # of any tensor
+MAX_UPDATE = 1e8  # of s B A
 
 
 @dataclass
@@ -101,7 +113,7 @@ class Adapter:
         return dict(sorted(named.items()))
 
     def save(self, folder: str | Path, *, force: bool = False) -> Path:
-        """Write the adapter in the PEFT format, under a temporary name until it is whole.
+        """Write the adapter in the PEFT format with a manifest of its files, under a temporary name until it is whole.
 
         The same adapter always gives the same bytes.
 
@@ -112,9 +124,10 @@ class Adapter:
         tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
         metadata = {"format": "pt"} | ({"base_hash": self.base_hash} if self.base_hash else {})
         with new_folder(folder, force=force) as temporary:
-            (temporary / WEIGHTS_NAME).write_bytes(_same_bytes(tensors, metadata))
+            (temporary / WEIGHTS_NAME).write_bytes(tensors_as_bytes(tensors, metadata))
             config = json.dumps(self.spec.to_peft(), indent=2, sort_keys=True)
             (temporary / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+            write_manifest(temporary)
         return Path(folder)
 
     @classmethod
@@ -123,30 +136,37 @@ class Adapter:
 
         Raises:
             MissingFileError: the folder or one of its two files does not exist.
+            ManifestError: one of them is not what the folder's manifest says, where there is one.
             AdapterError: it is not LoRA, is damaged, or asks for what is not computed exactly.
         """
         folder = find_adapter(folder)
-        spec = LoraSpec.from_peft(read_config(folder / CONFIG_NAME))
-        tensors, metadata = _read_weights(folder / WEIGHTS_NAME)
-        adapter = from_tensors(spec, tensors, where=str(folder))
+        check_manifest(folder, (CONFIG_NAME, WEIGHTS_NAME))
+        with bounded_matching():
+            spec = LoraSpec.from_peft(read_config(folder / CONFIG_NAME))
+            tensors, metadata = read_tensors(folder / WEIGHTS_NAME)
+            adapter = from_tensors(spec, tensors, where=str(folder))
         adapter.base_hash = metadata.get("base_hash")
+        if adapter.base_hash and not _HASH.fullmatch(adapter.base_hash):
+            raise AdapterError(
+                f"{folder / WEIGHTS_NAME}: base_hash is {shown(adapter.base_hash)}, which is no hash",
+                "damaged",
+            )
         return adapter
 
 
 def find_adapter(folder: str | Path) -> Path:
-    """The adapter's own folder, where `folder` may be a run that holds it under `adapter/`."""
+    """The adapter's own folder, where `folder` may be a run that holds it under `adapter/`.
+
+    Raises:
+        MissingFileError: it is neither, or lacks its weights.
+        AdapterError: its weights are a pickle, in shards, or no regular file.
+    """
     given = Path(folder).expanduser()
     for candidate in (given, given / "adapter"):
-        if (candidate / CONFIG_NAME).is_file():
-            if (candidate / WEIGHTS_NAME).is_file():
-                return candidate
-            if (candidate / "adapter_model.bin").exists():
-                raise AdapterError(
-                    f"{candidate}/adapter_model.bin is a pickle, and reading a pickle can run any code",
-                    "load it once with PEFT where you trust it, and save_pretrained(..., safe_serialization=True)",
-                )
-            raise MissingFileError(f"{candidate} has no {WEIGHTS_NAME}", "the adapter was not written whole")
-    if not given.exists():
+        if os.path.lexists(candidate / CONFIG_NAME):
+            _check_weights(candidate)
+            return candidate
+    if not os.path.lexists(given):
         raise MissingFileError(
             f"the adapter {given} does not exist", "name an adapter folder or a run folder"
         )
@@ -156,40 +176,40 @@ def find_adapter(folder: str | Path) -> Path:
     )
 
 
-def read_config(path: Path) -> dict[str, Any]:
-    """Read `adapter_config.json`. Raises `AdapterError` where it is not a JSON object."""
+def _check_weights(folder: Path) -> None:
+    """Refuse a folder whose weights are not one safetensors file; a link to a file will do (the hub's cache)."""
+    path = folder / WEIGHTS_NAME
     try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise AdapterError(f"{path} is not JSON: {error}", "the file is damaged; fetch it again") from error
-    if not isinstance(config, dict):
-        raise AdapterError(f"{path} holds no JSON object", "the file is damaged; fetch it again")
-    return config
-
-
-def _read_weights(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
-    from safetensors import SafetensorError, safe_open
-
-    try:
-        with safe_open(path, framework="pt") as file:
-            return {name: file.get_tensor(name) for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
-    except (SafetensorError, OSError, ValueError) as error:
+        with open_regular(path):
+            return
+    except FileNotFoundError:
+        pass
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror}", "fetch it again") from error
+    if (folder / "adapter_model.bin").exists():
         raise AdapterError(
-            f"{path} cannot be read: {error}", "the file is damaged; fetch it again"
-        ) from error
+            f"{folder}/adapter_model.bin is a pickle, and reading a pickle can run any code",
+            "load it once with PEFT where you trust it, and save_pretrained(..., safe_serialization=True)",
+        )
+    if (folder / f"{WEIGHTS_NAME}.index.json").exists():
+        raise AdapterError(
+            f"{folder} holds its weights in shards, which are not read", "save them with PEFT as one file"
+        )
+    raise MissingFileError(f"{folder} has no {WEIGHTS_NAME}", "the adapter was not written whole")
 
 
-def _same_bytes(tensors: dict[str, Tensor], metadata: dict[str, str]) -> bytes:
-    """A safetensors file that is the same for the same contents: the library writes metadata in any order."""
-    from safetensors.torch import save
-
-    data = save(tensors, metadata=metadata)
-    length = int.from_bytes(data[:8], "little")
-    header = json.loads(data[8 : 8 + length])
-    header["__metadata__"] = dict(sorted(metadata.items()))
-    text = json.dumps({"__metadata__": header.pop("__metadata__"), **header}, separators=(",", ":"))
-    padded = text.encode() + b" " * (-len(text.encode()) % 8)
-    return len(padded).to_bytes(8, "little") + padded + data[8 + length :]
+def read_config(path: Path) -> dict[str, Any]:
+    """Read `adapter_config.json`. Raises `AdapterError` where it is not a JSON object of at most 2 MiB."""
+    hint = "the file is damaged; fetch it again"
+    try:
+        config = json.loads(read_bounded(path, _MAX_CONFIG).decode("utf-8"))
+    except OSError as error:
+        raise AdapterError(f"{path} cannot be read: {error.strerror}", hint) from error
+    except (ValueError, RecursionError) as error:
+        raise AdapterError(f"{path} is not JSON: {clipped(error)}", hint) from error
+    if not isinstance(config, dict):
+        raise AdapterError(f"{path} holds no JSON object", hint)
+    return config
 
 
 def _owners(path: str) -> list[str]:
@@ -224,8 +244,10 @@ def from_tensors(spec: LoraSpec, tensors: Mapping[str, Tensor], where: str = "th
     adapter = Adapter(spec, {})
     parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
-        if not tensor.is_floating_point() or not bool(torch.isfinite(tensor).all()):
-            raise AdapterError(f"{where}: {name} holds values that are not finite numbers", "train it again")
+        largest = _largest(tensor) if tensor.is_floating_point() else math.nan
+        if not largest <= MAX_VALUE:
+            what = f"as large as {largest:.1e}" if largest < math.inf else "that are not finite numbers"
+            raise AdapterError(f"{where}: {name} holds values {what}", "it is damaged, or train it again")
         path = name.removeprefix(PREFIX)
         for suffix in _LORA_PARTS:
             if path.endswith(suffix) and name.startswith(PREFIX):
@@ -241,14 +263,16 @@ def from_tensors(spec: LoraSpec, tensors: Mapping[str, Tensor], where: str = "th
     return adapter
 
 
-_LORA_PARTS = (
-    ".lora_A.weight",
-    ".lora_B.weight",
-    ".lora_B.bias",
-    ".lora_embedding_A",
-    ".lora_embedding_B",
-    ".lora_magnitude_vector",
-)
+_FACTORS = (".lora_A.weight", ".lora_B.weight", ".lora_embedding_A", ".lora_embedding_B")
+_LORA_PARTS = (*_FACTORS, ".lora_B.bias", ".lora_magnitude_vector")
+
+
+def _largest(tensor: Tensor) -> float:
+    """The largest magnitude, in one pass and without a copy; NaN where there is one among the values."""
+    if not tensor.numel():
+        return 0.0
+    low, high = torch.aminmax(tensor.detach())
+    return math.nan if math.isnan(float(low)) else max(-float(low), float(high))
 
 
 def _sort_other(adapter: Adapter, path: str, tensor: Tensor) -> bool:
@@ -256,15 +280,20 @@ def _sort_other(adapter: Adapter, path: str, tensor: Tensor) -> bool:
     module, _, last = path.rpartition(".")
     if path.endswith("." + _TOKENS):
         adapter.tokens[path.removesuffix("." + _TOKENS)] = tensor
-    elif any(adapter.spec.saves(owner) for owner in _owners(path)):
+    elif adapter.spec.modules_to_save and any(adapter.spec.saves(owner) for owner in _owners(path)):
         adapter.saved[path] = tensor
     elif last == "bias" and adapter.spec.bias != "none":
-        adapter.biases[module.removesuffix(".base_layer")] = tensor
+        return _once(adapter.biases, module.removesuffix(".base_layer"), tensor)
     elif last == "weight" and (module.endswith(".base_layer") or named_by(module, _EMBEDDING_NAMES)):
-        adapter.copies[module.removesuffix(".base_layer")] = tensor
+        return _once(adapter.copies, module.removesuffix(".base_layer"), tensor)
     else:
         return False
     return True
+
+
+def _once(place: dict[str, Tensor], path: str, tensor: Tensor) -> bool:
+    """Put a tensor in its place; False where two names mean one place, of which only one can hold."""
+    return place.setdefault(path, tensor) is tensor
 
 
 # Modules whose unchanged weights PEFT writes beside an adapter that targets embeddings, or whose
@@ -278,11 +307,21 @@ def _check_factors(spec: LoraSpec, path: str, found: Mapping[str, Tensor], where
     B = found.get(".lora_embedding_B" if embedding else ".lora_B.weight")
     if A is None or B is None:
         raise AdapterError(f"{where}: {path} has only one of lora_A and lora_B", "the file is damaged")
+    if any((".lora_embedding" in part) != embedding for part in found if part in _FACTORS):
+        raise AdapterError(
+            f"{where}: {path} has factors of a linear layer and of an embedding", "the file is damaged"
+        )
     rank = spec.rank_of(path)
     if A.ndim != 2 or B.ndim != 2 or A.shape[0] != rank or B.shape[1] != rank:
         raise AdapterError(
             f"{where}: {path} has lora_A {tuple(A.shape)} and lora_B {tuple(B.shape)}, but its rank is {rank}",
             "the configuration and the weights belong to different adapters",
+        )
+    bound = spec.scale_of(path) * rank * _largest(A) * _largest(B)  # of every entry of the update
+    if not bound <= MAX_UPDATE:
+        raise AdapterError(
+            f"{where}: the update of {path} has values as large as {bound:.1e}",
+            "it is damaged, or train it again",
         )
     factors = Factors(A, B, found.get(".lora_B.bias"), found.get(".lora_magnitude_vector"), embedding)
     asked = {"lora_bias": (factors.bias, spec.lora_bias), "DoRA's magnitude": (factors.magnitude, spec.dora)}

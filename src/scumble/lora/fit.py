@@ -15,6 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from scumble.errors import AdapterError
 from scumble.lora.adapter import Adapter, Factors
+from scumble.lora.patterns import bounded_matching
 from scumble.lora.spec import LoraSpec
 from scumble.lora.targets import ALL_LINEAR, named_by, nearest_names
 
@@ -99,7 +100,8 @@ def fit(
     Raises:
         AdapterError: a partial match, or a shape that differs; the first few names are shown.
     """
-    updated = set(reached(adapter.spec, modules, head))
+    with bounded_matching():
+        updated = set(reached(adapter.spec, modules, head))
     replaced, tokens = saved_paths(adapter.spec, modules), token_paths(adapter.spec, modules)
     # what an adapter holds and what it should hold, by module; a bias and an update may stand at one path
     biased = set(adapter.biases), biased_paths(adapter.spec, modules, updated)
@@ -251,6 +253,12 @@ def _check_shape(path: str, factors: Factors, module: nn.Module, title: str) -> 
     weight = module.weight
     assert isinstance(weight, torch.Tensor)
     transposed = isinstance(module, Conv1D | nn.Embedding)
+    if factors.embedding != isinstance(module, nn.Embedding):
+        raise AdapterError(
+            f"{title}: {path} is a {type(module).__name__} in the base, and the adapter has "
+            f"{'an embedding' if factors.embedding else 'a linear layer'} there",
+            "it belongs to another base; name that one with --base",
+        )
     out, width = reversed(weight.shape) if transposed else weight.shape
     if factors.A.shape[1] != width or factors.B.shape[0] != out:
         raise AdapterError(
