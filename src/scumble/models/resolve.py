@@ -6,6 +6,7 @@ Looks at names and at the file system only. Knows nothing of loading weights, an
 from __future__ import annotations
 
 import difflib
+import errno
 import json
 import os
 import re
@@ -13,10 +14,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Literal
 
-from scumble.errors import BaseModelError, MissingFileError
+from scumble.errors import BaseModelError, MissingFileError, clipped, shown
+from scumble.files import read_bounded
 
 EMBEDDED_ALIAS = "smollm2"
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
+_MAX_NAME = 4096  # characters, as of a path
+_MAX_CONFIG = 2 * 2**20  # bytes of an adapter's configuration
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
@@ -61,7 +65,9 @@ def resolve(name: str | None = None) -> Source:
         )
     if is_embedded(wanted):
         return Source("embedded", EMBEDDED_NAME)
-    path = Path(wanted).expanduser()
+    if len(wanted) > _MAX_NAME or not wanted.isprintable():
+        raise BaseModelError(f"base {shown(wanted)} is no possible name", "a hub name is written owner/name")
+    path = _expanded(wanted)
     if path.is_dir():
         _check_folder(path)
         return Source("folder", os.path.abspath(path), Path(os.path.abspath(path)))
@@ -69,11 +75,13 @@ def resolve(name: str | None = None) -> Source:
         _check_gguf(path)
         return Source("gguf", os.path.abspath(path), Path(os.path.abspath(path)))
     if _looks_like_path(wanted):
-        raise MissingFileError(f"base {wanted!r} does not exist", suggestion(wanted) or "check the path")
+        raise MissingFileError(
+            f"base {shown(wanted, 300)} does not exist", suggestion(wanted) or "check the path"
+        )
     if not _HUB_NAME.fullmatch(wanted):
         what = "is neither a folder, a GGUF file nor a possible hub name"
         raise BaseModelError(
-            f"base {wanted!r} {what}", suggestion(wanted) or "a hub name is written owner/name"
+            f"base {shown(wanted, 300)} {what}", suggestion(wanted) or "a hub name is written owner/name"
         )
     return Source("hub", wanted)
 
@@ -84,7 +92,7 @@ def suggestion(name: str) -> str:
     Returns:
         "did you mean ...?", or an empty string when nothing is near.
     """
-    path = Path(name).expanduser()
+    path = _expanded(name)
     beside = _entries(path.parent)
     known = {
         EMBEDDED_ALIAS: EMBEDDED_ALIAS,
@@ -98,6 +106,24 @@ def suggestion(name: str) -> str:
         if near:
             return f"did you mean {folded[near[0]]!r}?"
     return ""
+
+
+def _expanded(name: str) -> Path:
+    """The path that a name is, where it is one; `~` of a user who is not known stays as it is."""
+    try:
+        path = Path(name).expanduser()
+    except RuntimeError:
+        path = Path(name)
+    try:
+        os.stat(path)
+    except OSError as error:
+        # what the file system cannot even ask for, such as a name that is too long, names no base either
+        if error.errno in (errno.ENAMETOOLONG, errno.EACCES, errno.EPERM):
+            raise BaseModelError(
+                f"base {shown(name)} cannot be looked up: {error.strerror}",
+                "check the path and its permissions",
+            ) from error
+    return path
 
 
 def _looks_like_path(name: str) -> bool:
@@ -150,9 +176,9 @@ def _check_gguf(path: Path) -> None:
 
 def _base_of_adapter(path: Path) -> str:
     try:
-        config = json.loads((path / "adapter_config.json").read_text(encoding="utf-8"))
-        return str(config.get("base_model_name_or_path") or "")
-    except (OSError, ValueError, AttributeError):
+        config = json.loads(read_bounded(path / "adapter_config.json", _MAX_CONFIG))
+        return clipped(config.get("base_model_name_or_path") or "")
+    except (OSError, ValueError, AttributeError, RecursionError):
         return ""
 
 
