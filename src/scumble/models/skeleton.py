@@ -6,6 +6,9 @@ weights is read, no code that comes with a model is run, and nothing is allocate
 
 from __future__ import annotations
 
+import json
+import tempfile
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -63,14 +66,31 @@ def build_skeleton(folder: Path, title: str) -> Skeleton:
         NotSupportedError: it is not a causal language model, or its weights are quantised.
         Exception: whatever transformers raises for a configuration that is missing or broken.
     """
-    from transformers import AutoConfig, AutoModelForCausalLM
+    from transformers import AutoConfig
 
     with quiet():
         config: Any = AutoConfig.from_pretrained(str(folder), local_files_only=True, trust_remote_code=False)
-        check_causal(title, config)
-        _refuse_quantised(title, config)
-        with torch.device("meta"):
-            model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
+    return _build(config, title)
+
+
+def skeleton_of(config: Mapping[str, Any], title: str) -> Skeleton:
+    """Build the skeleton that the contents of a config.json describe.
+
+    Raises:
+        As `build_skeleton`.
+    """
+    with tempfile.TemporaryDirectory(prefix="scumble-") as folder:
+        (Path(folder) / "config.json").write_text(json.dumps(config), encoding="utf-8")
+        return build_skeleton(Path(folder), title)
+
+
+def _build(config: Any, title: str) -> Skeleton:
+    from transformers import AutoModelForCausalLM
+
+    check_causal(title, config)
+    _refuse_quantised(title, config)
+    with quiet(), torch.device("meta"):
+        model: Any = AutoModelForCausalLM.from_config(config, trust_remote_code=False)
     modules = dict(model.named_modules())
     return Skeleton(model, modules, model.get_output_embeddings(), str(model.base_model_prefix))
 
