@@ -14,11 +14,13 @@ def show(found: Any, *, modules: bool = False) -> None:
     from rich.padding import Padding
 
     console = Console(highlight=False)
+    if modules and not console.is_terminal:
+        console.width = max(console.width, 120)  # paths whole, in a file or a pipe
     for number, adapter in enumerate(found.adapters):
         if number:
             console.print()
         _summary(console, adapter)
-        console.print(Padding(_modules(adapter) if modules else _kinds(adapter), (0, 0, 0, 2)))
+        console.print(Padding(_modules(adapter) if modules else _kinds(adapter), (0, 0, 0, 2), expand=False))
         _notes(console, adapter)
     for pair in found.pairs:
         console.print()
@@ -72,7 +74,8 @@ def _origin(origin: Any) -> str:
 
 
 def _kinds(adapter: Any) -> Any:
-    table = _table("modules", "", "rank", on_data=adapter.on_data is not None)
+    table = _table("kind", "modules", "rank", adapter)
+    odd = any(module.flags for module in adapter.modules)
     for kind in adapter.kinds():
         ranks = "-".join(str(rank) for rank in dict.fromkeys((kind.ranks[0], kind.ranks[-1])))
         table.add_row(
@@ -84,40 +87,48 @@ def _kinds(adapter: Any) -> Any:
             _figure(kind.effective_rank),
             _figure(kind.stable_rank),
             *([_share(kind.on_data)] if adapter.on_data is not None else []),
-            _flags(kind.flags),
+            *([_flags(kind.flags)] if odd else []),
         )
     return table
 
 
 def _modules(adapter: Any) -> Any:
-    table = _table("module", "layer", "rank", on_data=adapter.on_data is not None)
+    table = _table("module", "", "rank", adapter)
+    odd = any(module.flags for module in adapter.modules)
     for module in adapter.modules:
         spectrum = module.spectrum
         shown = [_share(adapter.on_data.get(module.path))] if adapter.on_data is not None else []
         table.add_row(
             module.path,
-            "" if module.layer is None else str(module.layer),
             str(module.rank),
             _figure(module.norm),
             _share(module.relative_norm),
             _figure(spectrum.effective_rank if spectrum else None),
             _figure(spectrum.stable_rank if spectrum else None),
             *shown,
-            ", ".join(module.flags),
+            *([", ".join(module.flags)] if odd else []),
         )
     return table
 
 
-def _table(first: str, second: str, third: str, *, on_data: bool) -> Any:
+def _table(first: str, second: str, third: str, adapter: Any) -> Any:
     from rich.box import SIMPLE_HEAD
     from rich.table import Table
 
     table = Table(box=SIMPLE_HEAD, pad_edge=False)
     table.add_column(first, overflow="fold")
-    titles = [second, third, "norm", "of the\nweight", "effective\nrank", "stable\nrank"]
-    for title in [*titles, *(["of the\noutput"] if on_data else [])]:
+    titles = [
+        *([second] if second else []),
+        third,
+        "norm",
+        "of the\nweight",
+        "effective\nrank",
+        "stable\nrank",
+    ]
+    for title in [*titles, *(["of the\noutput"] if adapter.on_data is not None else [])]:
         table.add_column(title, justify="right")
-    table.add_column("odd", style="yellow")
+    if any(module.flags for module in adapter.modules):
+        table.add_column("odd", style="yellow")
     return table
 
 

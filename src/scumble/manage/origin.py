@@ -13,12 +13,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scumble.lora.adapter import CONFIG_NAME, WEIGHTS_NAME
+from scumble.errors import ManifestError
 from scumble.lora.spec import LoraSpec
 from scumble.lora.targets import ALL_LINEAR
+from scumble.manifest import check_manifest
 
 RUN_NAME = "run.json"
-MANIFEST_NAME = "manifest.json"
 _BIGGEST = 16 * 2**20  # bytes of a JSON file that are read
 
 
@@ -40,7 +40,7 @@ class Manifest:
     """The state of the files that a `manifest.json` names.
 
     Attributes:
-        state: `absent`, `right`, `wrong` or `unreadable`.
+        state: `absent`, `right` or `wrong`.
         note: what is wrong, or empty.
     """
 
@@ -67,25 +67,11 @@ def origin_of(adapter: Path) -> Origin:
 
 
 def manifest_of(adapter: Path) -> Manifest:
-    """Hold the files of an adapter against the sha256 sums of its `manifest.json`, where it has one."""
-    path = adapter / MANIFEST_NAME
-    if not path.is_file():
-        return Manifest("absent")
+    """Hold every file that an adapter's `manifest.json` lists against it, where it has one."""
     try:
-        sums = _sums(_read_json(path))
-    except (OSError, ValueError, RecursionError) as error:
-        return Manifest("unreadable", f"{MANIFEST_NAME} cannot be read: {_short(error)}")
-    if not sums:
-        return Manifest("unreadable", f"{MANIFEST_NAME} holds no sha256 sums")
-    wrong = []
-    for name, wanted in sums.items():
-        file = adapter / name
-        if Path(name).name != name or not file.is_file():  # a name with a path in it is not followed
-            wrong.append(f"{name} is missing")
-        elif sha256(file) != wanted:
-            wrong.append(f"{name} was changed")
-    wrong += [f"{name} is not listed" for name in (CONFIG_NAME, WEIGHTS_NAME) if name not in sums]
-    return Manifest("wrong", "; ".join(wrong)) if wrong else Manifest("right")
+        return Manifest("right" if check_manifest(adapter) else "absent")
+    except ManifestError as error:
+        return Manifest("wrong", error.message)
 
 
 def sha256(path: Path) -> str:
@@ -163,17 +149,6 @@ def _read_json(path: Path) -> Any:
     if path.stat().st_size > _BIGGEST:
         raise ValueError("it is larger than any record")
     return json.loads(path.read_text(encoding="utf-8"))
-
-
-def _sums(manifest: Any) -> dict[str, str]:
-    """The sha256 sum of each file, from `{"files": {name: sum or {"sha256": sum}}}`."""
-    files = _mapping(_mapping(manifest).get("files"))
-    found = {}
-    for name, fact in files.items():
-        value = fact.get("sha256") if isinstance(fact, dict) else fact
-        if isinstance(value, str):
-            found[str(name)] = value.removeprefix("sha256:").lower()
-    return found
 
 
 def _mapping(value: Any) -> dict[str, Any]:

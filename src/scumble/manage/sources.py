@@ -7,6 +7,7 @@ what is computed from them.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -28,7 +29,9 @@ from scumble.lora.adapter import (
     read_config,
 )
 from scumble.lora.diagnostics import Weights
+from scumble.lora.patterns import bounded_matching
 from scumble.lora.spec import LoraSpec
+from scumble.lora.tensors_file import read_tensors
 from scumble.models import embedded
 from scumble.models.base import Base
 from scumble.models.checkpoint import open_checkpoint
@@ -115,13 +118,15 @@ def read_adapter(folder: Path) -> tuple[Adapter, dict[str, int]]:
     except AdapterError as error:
         if "not finite" not in error.message:
             raise
-    from safetensors.torch import load_file
-
-    tensors = load_file(folder / WEIGHTS_NAME)
-    odd = {name: int((~torch.isfinite(t)).sum()) for name, t in tensors.items() if t.is_floating_point()}
-    clean = {name: t.nan_to_num(0.0, 0.0, 0.0) if odd.get(name) else t for name, t in tensors.items()}
-    spec = LoraSpec.from_peft(read_config(folder / CONFIG_NAME))
-    return from_tensors(spec, clean, where=str(folder)), {name: count for name, count in odd.items() if count}
+    with bounded_matching():
+        spec = LoraSpec.from_peft(read_config(folder / CONFIG_NAME))
+        tensors, metadata = read_tensors(folder / WEIGHTS_NAME)
+        odd = {name: int((~torch.isfinite(t)).sum()) for name, t in tensors.items() if t.is_floating_point()}
+        clean = {name: t.nan_to_num(0.0, 0.0, 0.0) if odd.get(name) else t for name, t in tensors.items()}
+        adapter = from_tensors(spec, clean, where=str(folder))
+    told = metadata.get("base_hash", "")
+    adapter.base_hash = told if re.fullmatch(r"[0-9a-f]{32}", told) else None
+    return adapter, {name: count for name, count in odd.items() if count}
 
 
 def _title(folder: Path) -> str:
