@@ -116,7 +116,7 @@ def test_relative_norms_are_over_the_weight_whichever_way_round_it_is_kept(made)
         one = Adapter.load(made(model, f"adapter-{names[0]}", target_modules=names))
         weights = LoadedWeights(dict(model.named_modules()))
         for figures in diagnose([one], weights=weights).modules[0]:
-            weight = model.get_submodule(figures.path).weight.double()
+            weight = model.get_submodule(figures.path).weight.detach().double()
             assert figures.weight_norm == pytest.approx(float(weight.norm()), **EXACT)
             assert figures.relative_norm == pytest.approx(figures.norm / float(weight.norm()), **EXACT)
 
