@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import json
+import math
 
 import pytest
+import torch
 from safetensors.torch import load_file
 
 from scumble.errors import AdapterError, MissingFileError
 from scumble.lora.adapter import Adapter
+from scumble.manage.achieved import Achieved, Sums, rounded, ulp
 from scumble.manage.certificate import certify, describe
 from scumble.manage.prompts import PROMPTS
+from scumble.manage.verdict import COSINE, RATIO, judge_modules
 from scumble.models.checkpoint import open_checkpoint
 from scumble.models.identity import hash_parameters
 from tests.manage.merges import (
@@ -88,8 +92,9 @@ def test_an_honest_merge_passes(name, tmp_path):
     assert logits.loaded is not None
     # so that the prompts can fail anything: the adapter does something
     assert logits.effect.mean_kl > 1e-3
-    # the loaded model and the one computed in memory hold the same numbers: the same kernels, the same logits
-    assert logits.loaded.apart == 0
+    # the loaded model and the one computed in memory hold the same numbers: the same kernels, the same logits;
+    # PEFT's cast to half precision by way of fp32 breaks a near tie the other way now and then
+    assert logits.loaded.apart <= (0 if HONEST[name].get("dtype", FP32) == FP32 else 5e-3)
     if HONEST[name].get("dtype", FP32) == FP32:
         # two orders of the same fp32 sums; measured 1e-5 and 1e-11 at most
         assert logits.loaded.difference < 1e-4
@@ -207,3 +212,38 @@ def test_scumbles_own_merge_passes(name, tmp_path):
     assert document["passed"], document["failures"]
     assert document["logits"]["loaded"]["difference_from_computed"] == 0
     assert document["overall"]["cosine"] > 0.99
+
+
+@pytest.mark.parametrize("kind", [BF16, FP16], ids=str)
+def test_rounding_once(kind):
+    """Halfway between two neighbours and a little above, which fp32 on the way loses: torch's cast goes down."""
+    step = torch.finfo(kind).eps
+    above = 1 + step / 2 + 2.0**-40
+    tie = torch.tensor([above, -above, 1 + step / 2, 0.0, math.inf], dtype=torch.float64)
+    once = rounded(tie, kind).double()
+    assert once[:2].tolist() == [1 + step, -1 - step]
+    assert tie[:2].to(kind).double().tolist() == [1, -1]
+    assert once[2:].tolist() == [1, 0, math.inf]
+
+
+@pytest.mark.parametrize("kind", [FP32, BF16, FP16], ids=str)
+def test_units_in_the_last_place(kind):
+    info = torch.finfo(kind)
+    values = torch.tensor([1.0, 1.99, 2.0, -3.0, info.tiny, info.tiny / 4, 0.0], dtype=torch.float64)
+    least = info.tiny * info.eps  # the distance of subnormal numbers
+    assert ulp(values, kind).tolist() == [info.eps, info.eps, 2 * info.eps, 2 * info.eps, least, least, least]
+
+
+def test_a_judge_of_half_the_power():
+    """A cosine and a ratio at the limit, and beyond it."""
+    assert pytest.approx(0.816, abs=1e-3) == COSINE
+    assert pytest.approx((0.707, 1.225), abs=1e-3) == RATIO
+    generator = torch.Generator().manual_seed(0)
+    update, noise = torch.randn(2, 10**5, generator=generator, dtype=torch.float64)
+    for share, fails in ((0.6, False), (0.8, True)):  # n = 0.71 is the limit
+        got = update + share * noise
+        figures = [float((got * update).sum()), float(got.square().sum()), float(update.square().sum())]
+        sums = Sums(*figures, float((got - update).square().sum()), 1e6)
+        failures, _ = judge_modules({"m": Achieved("update", sums, update.numel(), 0, 0.0, 0)}, sums)
+        assert bool(failures) is fails
+        assert sums.lost == pytest.approx(share, rel=0.02)
