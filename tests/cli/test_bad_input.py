@@ -156,7 +156,13 @@ def test_a_device_that_is_not_there_is_refused(fails, letters_folder, device, me
     assert message in fails(*words)[0]
 
 
-def test_memory_that_runs_out_is_said(fails, letters_folder):
+def test_a_rank_out_of_all_proportion_is_refused(fails, letters_folder):
+    words = ("train", "good.jsonl", "--out", "run", "--base", letters_folder, "--rank", 10**12)
+    assert fails(*words)[0] == "the rank is 1000000000000"
+
+
+def test_memory_that_runs_out_is_said(fails, letters_folder, monkeypatch):
+    monkeypatch.setattr("scumble.lora.spec.MAX_RANK", 10**13)
     words = ("train", "good.jsonl", "--out", "run", "--base", letters_folder, "--rank", 10**12)
     assert fails(*words)[0] == "memory ran out"
 

@@ -108,6 +108,7 @@ def read_model(where: str, *, dtype: torch.dtype | None, device: torch.device, l
     with quiet():
         config = AutoConfig.from_pretrained(where, **options)
         check_causal(where, config)
+        _refuse_adapter(where, local)
         place = {} if device.type == "cpu" else {"device_map": {"": device}}
         # Sizes that do not fit are let through here, so that `_check_complete` can name them.
         loaded: Any = AutoModelForCausalLM.from_pretrained(
@@ -122,6 +123,17 @@ def read_model(where: str, *, dtype: torch.dtype | None, device: torch.device, l
     model, info = loaded
     _check_complete(where, model, info)
     return model
+
+
+def _refuse_adapter(where: str, local: bool) -> None:
+    """Refuse a repository that holds an adapter beside the model: transformers would add it, and load its base."""
+    from transformers.utils import find_adapter_config_file
+
+    if find_adapter_config_file(where, local_files_only=local) is not None:
+        raise BaseModelError(
+            f"base {where} holds an adapter_config.json beside the model",
+            "name a base that holds a model alone",
+        )
 
 
 def read_tokenizer(where: str, *, local: bool = True) -> Any | None:
