@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import statistics
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
 import torch
@@ -25,7 +25,7 @@ from torch import Tensor
 
 from scumble.errors import AdapterError, NotSupportedError
 from scumble.lora.adapter import Adapter, Factors
-from scumble.lora.lowrank import LowRank, Svd, decompose
+from scumble.lora.lowrank import LowRank, decompose
 from scumble.lora.targets import layer_index
 from scumble.lora.updates import row_blocks, update_rows
 
@@ -220,7 +220,7 @@ def spectrum_of(factors: Factors, scale: float) -> Spectrum:
         effective_rank=float(torch.tensor(entropy, dtype=torch.float64).exp()),
         stable_rank=total / float(values[0]) ** 2,
         energy={k: kept[k - 1] for k in counts},
-        rank_99=Svd(svd.U, values, svd.Vh).rank_for((0.01 * total) ** 0.5),
+        rank_99=replace(svd, S=values).rank_for((0.01 * total) ** 0.5),
     )
 
 

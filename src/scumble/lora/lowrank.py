@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -64,18 +65,63 @@ class LowRank:
 
 
 @dataclass(frozen=True)
+class Basis:
+    """Orthonormal columns `Q V`, Q kept as the reflections of which it is the product.
+
+    Applying the reflections to the few columns that are wanted costs a third of forming Q and multiplying by it,
+    and is as exact: Golub and Van Loan, Matrix Computations, 5.1.6.
+
+    Attributes:
+        reflections: (n, p), as `torch.geqrf` gives them.
+        factors: (p,), likewise.
+        inner: V, (p, k).
+    """
+
+    reflections: Tensor
+    factors: Tensor
+    inner: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(n, k)."""
+        return int(self.reflections.shape[0]), int(self.inner.shape[1])
+
+    def times(self, weights: Tensor) -> Tensor:
+        """(n, m): the first m columns, each times its weight, for m weights."""
+        height, known = self.reflections.shape
+        columns = self.inner.new_zeros(height, len(weights))
+        columns[:known] = self.inner[:, : len(weights)] * weights
+        return torch.ormqr(self.reflections, self.factors, columns)
+
+
+@dataclass(frozen=True)
 class Svd:
     """`U diag(S) Vh`, with as many singular values as the factors could give.
 
     Attributes:
-        U: (out, k), orthonormal columns.
+        left: of U, (out, k).
         S: (k,), the largest first.
-        Vh: (k, in), orthonormal rows.
+        right: of V, (in, k).
     """
 
-    U: Tensor
+    left: Basis
     S: Tensor
-    Vh: Tensor
+    right: Basis
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(out, in) of the matrix."""
+        return self.left.shape[0], self.right.shape[0]
+
+    @cached_property
+    def U(self) -> Tensor:  # noqa: N802 - as in the formula
+        """(out, k), orthonormal columns; made when first asked for."""
+        return self.left.times(torch.ones_like(self.S))
+
+    @cached_property
+    def Vh(self) -> Tensor:  # noqa: N802
+        """(k, in), orthonormal rows; made when first asked for."""
+        return self.right.times(torch.ones_like(self.S)).T
 
     def tail(self, rank: int) -> float:
         """What the best approximation of that rank misses: the norm of the singular values after it.
@@ -92,7 +138,7 @@ class Svd:
     def truncated(self, rank: int) -> LowRank:
         """The best approximation of that rank, its two factors of equal weight: U sqrt(S) and sqrt(S) Vh."""
         root = self.S[:rank].sqrt()
-        return LowRank(self.U[:, :rank] * root, root[:, None] * self.Vh[:rank])
+        return LowRank(self.left.times(root), self.right.times(root).T)
 
 
 def inner(first: LowRank, second: LowRank) -> float:
@@ -106,15 +152,24 @@ def decompose(matrix: LowRank) -> Svd:
     QR of both factors, then the SVD of one small R x R matrix: left = Q1 T1, right' = Q2 T2, and
     T1 T2' = U S V' gives (Q1 U) S (Q2 V)'. O((out + in) R^2).
     """
-    q1, t1 = torch.linalg.qr(matrix.left)  # (out, p), (p, R)
-    q2, t2 = torch.linalg.qr(matrix.right.T)  # (in, q), (q, R)
-    u, s, vh = torch.linalg.svd(t1 @ t2.T, full_matrices=False)
-    return Svd(q1 @ u, s, vh @ q2.T)
+    (q1, f1), (q2, f2) = torch.geqrf(matrix.left), torch.geqrf(matrix.right.T)
+    # T1 (p, R) and T2 (q, R) lie above the reflections
+    u, s, vh = torch.linalg.svd(_upper(q1) @ _upper(q2).T, full_matrices=False)
+    return Svd(_basis(q1, f1, u), s, _basis(q2, f2, vh.T))
+
+
+def _upper(decomposed: Tensor) -> Tensor:
+    """The triangle of what `torch.geqrf` gave: (n, R) to (min(n, R), R)."""
+    return decomposed[: min(decomposed.shape)].triu()
+
+
+def _basis(decomposed: Tensor, factors: Tensor, inner: Tensor) -> Basis:
+    return Basis(decomposed[:, : len(factors)], factors, inner)
 
 
 def distance(first: LowRank, second: LowRank) -> float:
     """The Frobenius norm of `first - second`, exact where they nearly agree: by QR, not by subtracting norms."""
     gap = LowRank.total([(first, 1.0), (second, -1.0)])
-    _, t1 = torch.linalg.qr(gap.left)
-    _, t2 = torch.linalg.qr(gap.right.T)
+    _, t1 = torch.linalg.qr(gap.left, mode="r")
+    _, t2 = torch.linalg.qr(gap.right.T, mode="r")
     return float(torch.linalg.matrix_norm(t1 @ t2.T))

@@ -116,4 +116,4 @@ def _shared(
 
 def _cost(svd: Svd) -> int:
     """Numbers that one rank of a module stores."""
-    return int(svd.U.shape[0] + svd.Vh.shape[1])
+    return sum(svd.shape)
