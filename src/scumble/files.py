@@ -142,7 +142,7 @@ def read_bounded(path: str | Path, limit: int) -> bytes:
         OSError: as `open_regular`, or the file is larger.
     """
     with open_regular(path) as file:
-        data = file.read(limit + 1)
+        data = file.read(limit + 1) or b""  # None of what would be waited for, such as the kernel's log
     if len(data) > limit:
         raise OSError(errno.EFBIG, f"it is larger than {limit:,} bytes", str(path))
     return data

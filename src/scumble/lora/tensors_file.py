@@ -68,7 +68,7 @@ def _header(path: Path) -> tuple[int, int, int]:
     try:
         with open_regular(path) as file:
             size = os.fstat(file.fileno()).st_size
-            length = int.from_bytes(file.read(8), "little")
+            length = int.from_bytes(file.read(8) or b"", "little")
             if size < 8 or length > min(size - 8, MAX_HEADER):
                 raise AdapterError(
                     f"{path} cannot be read: its header should have {length:,} bytes, of a file with {size:,} "
@@ -77,7 +77,7 @@ def _header(path: Path) -> tuple[int, int, int]:
                 )
             # the key stands once for each tensor, and no other text can hold it with its quotes unescaped, so
             # that a name given twice, of which the library keeps the last, leaves a count too high
-            return length, file.read(length).count(b'"data_offsets"'), size
+            return length, (file.read(length) or b"").count(b'"data_offsets"'), size
     except FileNotFoundError as error:
         raise MissingFileError(f"{path} does not exist", "the adapter was not written whole") from error
     except OSError as error:
