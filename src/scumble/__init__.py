@@ -16,9 +16,12 @@ if TYPE_CHECKING:
     from scumble.lora.adapter import Adapter
     from scumble.lora.bank import Bank
     from scumble.lora.spec import LoraSpec
-    from scumble.manage.inspection import inspect
     from scumble.manage.blend import blend
+    from scumble.manage.export import export
+    from scumble.manage.inspection import inspect
+    from scumble.manage.merge import merge
     from scumble.manage.resize import resize
+    from scumble.manage.unmerge import unmerge
     from scumble.models.base import Base, load_base
     from scumble.models.doctor import diagnose as doctor
     from scumble.train.run import Run, train
@@ -35,10 +38,13 @@ __all__ = [
     "cron_hardness",
     "demo",
     "doctor",
+    "export",
     "inspect",
     "load_base",
+    "merge",
     "resize",
     "train",
+    "unmerge",
 ]
 
 _HOMES = {
@@ -53,10 +59,13 @@ _HOMES = {
     "cron_hardness": ("scumble.lab.cron", "cron_hardness"),
     "demo": ("scumble.lab.demo", "demo"),
     "doctor": ("scumble.models.doctor", "diagnose"),
+    "export": ("scumble.manage.export", "export"),
     "inspect": ("scumble.manage.inspection", "inspect"),
     "load_base": ("scumble.models.base", "load_base"),
+    "merge": ("scumble.manage.merge", "merge"),
     "resize": ("scumble.manage.resize", "resize"),
     "train": ("scumble.train.run", "train"),
+    "unmerge": ("scumble.manage.unmerge", "unmerge"),
 }
 
 

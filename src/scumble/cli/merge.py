@@ -23,9 +23,9 @@ def run(
     keep_failed: Annotated[
         bool, typer.Option("--keep-failed", help="Keep the folder where the certificate fails.")
     ] = False,
-    prompt: Annotated[
+    prompts: Annotated[
         list[str] | None,
-        typer.Option(help="Compare answers on this; may be given several times. [a fixed list]"),
+        typer.Option(help="Compare answers on this text; may be given again. [a fixed list]"),
     ] = None,
     weights_only: Annotated[
         bool, typer.Option("--weights-only", help="Judge the weights alone, and load no model.")
@@ -44,7 +44,7 @@ def run(
         dtype=dtype,
         keep_difference=keep_difference,
         keep_failed=keep_failed,
-        prompts=prompt or None,
+        prompts=prompts or None,
         weights_only=weights_only,
         force=force,
     )

@@ -190,6 +190,7 @@ def _fill(
         with reporter.bar("merging", len(layout.entries)):
             for file in base.files:
                 write_shard(folder / file, layout.of(file), _maker(base, layout, difference, reporter))
+                base.release()
         write_documents(layout, base, folder)
         copied = _copy_beside(base.folder, folder)
         certificate = certify(

@@ -216,6 +216,10 @@ class Checkpoint:
         """Size of the shards on disk."""
         return sum((self.folder / file).stat().st_size for file in self.files)
 
+    def release(self) -> None:
+        """Close the files, so that what was read of them is in memory no more; reading opens them again."""
+        self._open.clear()
+
     def close(self) -> None:
         """Close the files; a folder that was made for this checkpoint is removed."""
         self._open.clear()
