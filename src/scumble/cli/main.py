@@ -16,6 +16,7 @@ from scumble.cli import (
     compare,
     demo,
     doctor,
+    export,
     inspect,
     lab,
     merge,
@@ -36,6 +37,7 @@ app = typer.Typer(
 )
 for command in (demo, train, compare, inspect, merge, unmerge, blend, resize, chat, doctor):
     app.command(command.NAME)(command.run)
+app.add_typer(export.app, name="export")
 app.add_typer(lab.app, name="lab")
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep

@@ -69,7 +69,7 @@ def gguf_path(out: str | Path, *, force: bool, inputs: Sequence[Any] = ()) -> Pa
     """
     if not str(out).lower().endswith(".gguf"):
         raise ConfigError(
-            f"--out {out} does not end in .gguf", f"such as --out {Path(out).name or 'model'}.gguf"
+            f"--out {out} does not end in .gguf", f"such as --out {Path(out).stem or 'model'}.gguf"
         )
     return refuse_existing(out, force=force, file=True, inputs=inputs)
 
