@@ -11,7 +11,7 @@ import json
 import shutil
 import time
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,7 @@ from scumble.files import new_folder, refuse_existing
 from scumble.lora.adapter import Adapter, find_adapter
 from scumble.lora.fit import fit
 from scumble.lora.merging import changed
+from scumble.manage.certificate import Certificate, certify, describe
 from scumble.manage.difference import DIFFERENCE_NAME, DifferenceWriter
 from scumble.manage.layout import Layout, plan_layout, write_documents
 from scumble.manifest import write_manifest
@@ -130,45 +131,45 @@ def merge(
     goal = refuse_existing(out, force=force, inputs=(folder, base))
     loaded = Adapter.load(folder)
     reporter = Reporter(quiet=quiet)
+    asked: dict[str, Any] = {
+        "keep_difference": keep_difference,
+        "prompts": prompts,
+        "weights_only": weights_only,
+    }
     with _open(base, loaded) as checkpoint:
         refuse_existing(goal, force=force, inputs=(checkpoint.folder,))
-        title = f"the adapter {folder}"
-        fit(loaded, checkpoint.modules, checkpoint.head, title, lambda p: _whole(checkpoint, p))
-        _warn_of_another_base(loaded, checkpoint)
-        layout = plan_layout(checkpoint, loaded, kind)
+        layout = _planned(loaded, f"the adapter {folder}", checkpoint, kind)
         _check_room(goal, layout)
         _say(layout, checkpoint, reporter)
         with new_folder(goal, force=force) as temporary:
-            certificate = _fill(
-                temporary,
-                checkpoint,
-                loaded,
-                layout,
-                reporter=reporter,
-                keep_difference=keep_difference,
-                prompts=prompts,
-                weights_only=weights_only,
-            )
+            certificate = _fill(temporary, checkpoint, loaded, layout, reporter=reporter, **asked)
             if not certificate.passed and not keep_failed:
                 raise _failed(certificate, "nothing was left; --keep-failed keeps the folder", kind)
     if not certificate.passed:
         raise _failed(certificate, f"{goal} was kept, with its {CERTIFICATE_NAME}", kind)
-    from scumble.manage.certificate import describe
+    facts = {"out": goal, "base": checkpoint.name, "adapter": str(folder), "dtype": dtype}
+    seconds = round(time.perf_counter() - begin, 3)
+    return _result(layout, certificate, difference=keep_difference, seconds=seconds, **facts)
 
+
+def _result(layout: Layout, certificate: Certificate, **facts: Any) -> Merged:
+    """What `merge` gives: figures of the layout and the certificate, and the facts that it knows itself."""
     return Merged(
-        out=goal,
         certificate=certificate.to_dict(),
-        base=checkpoint.name,
-        adapter=str(folder),
-        dtype=dtype,
         tensors=len(layout.entries),
         changed=sum(entry.change is not None for entry in layout.entries.values()),
         untied=tuple(layout.untied),
-        difference=keep_difference,
         bytes=layout.bytes,
-        seconds=round(time.perf_counter() - begin, 3),
         summary=tuple(describe(certificate)),
+        **facts,
     )
+
+
+def _planned(adapter: Adapter, title: str, base: Checkpoint, dtype: torch.dtype | None) -> Layout:
+    """What is to be written, once the adapter fits; a base that it was not trained on is warned of."""
+    fit(adapter, base.modules, base.head, title, lambda path: base.read(base.weight_name(path)))
+    _warn_of_another_base(adapter, base)
+    return plan_layout(base, adapter, dtype)
 
 
 def _fill(
@@ -181,10 +182,8 @@ def _fill(
     keep_difference: bool,
     prompts: Sequence[str] | None,
     weights_only: bool,
-) -> Any:
+) -> Certificate:
     """Write everything that the folder holds, and give the certificate."""
-    from scumble.manage.certificate import certify
-
     difference = DifferenceWriter() if keep_difference else None
     try:
         with reporter.bar("merging", len(layout.entries)):
@@ -207,7 +206,9 @@ def _fill(
     return certificate
 
 
-def _maker(base: Checkpoint, layout: Layout, difference: DifferenceWriter | None, reporter: Reporter) -> Any:
+def _maker(
+    base: Checkpoint, layout: Layout, difference: DifferenceWriter | None, reporter: Reporter
+) -> Callable[[str], Tensor]:
     """What makes a merged tensor by name, in the order in which a shard wants them."""
 
     def make(name: str) -> Tensor:
@@ -260,10 +261,6 @@ def _dtype(name: str | None) -> torch.dtype | None:
     return DTYPES[name] if name is not None else None
 
 
-def _whole(base: Checkpoint, path: str) -> Tensor:
-    return base.read(base.weight_name(path))
-
-
 def _warn_of_another_base(adapter: Adapter, base: Checkpoint) -> None:
     """The warning that the bank gives; the base's hash in every type that it may have been loaded in."""
     if not adapter.base_hash:
@@ -275,7 +272,7 @@ def _warn_of_another_base(adapter: Adapter, base: Checkpoint) -> None:
     warnings.warn(
         f"the adapter was trained on a base with hash {adapter.base_hash} ({adapter.spec.base_name}), and this "
         f"base has hash {own} ({base.name}); its answers may differ",
-        stacklevel=3,
+        stacklevel=4,
     )
 
 
@@ -299,7 +296,7 @@ def _say(layout: Layout, base: Checkpoint, reporter: Reporter) -> None:
         reporter.note(f"the adapter adds biases: {' and '.join(layout.switches)} become true")
 
 
-def _failed(certificate: Any, what: str, dtype: torch.dtype | None) -> AdapterError:
+def _failed(certificate: Certificate, what: str, dtype: torch.dtype | None) -> AdapterError:
     narrow = "merge with --dtype fp32, in which nothing is rounded away; " if dtype != torch.float32 else ""
     # the first may be about the whole update, and the second then names the module that is worst
     shown, more = "; ".join(certificate.failures[:2]), len(certificate.failures) - 2
