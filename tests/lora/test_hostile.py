@@ -106,15 +106,15 @@ def compute(bank: Bank, base: Any, folder: Path) -> None:
     adapter = Adapter.load(folder)
     with safe_open(folder / WEIGHTS_NAME, framework="pt") as file:
         declared = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118
-    tensors = adapter.tensors()
-    copies = {f"{path}.weight" for path in adapter.copies}
-    assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
-        name: shape for name, shape in declared.items() if name in tensors
-    }
-    assert len(declared) == len(tensors) + len(copies)
-    assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
     bank.add("mutant", adapter)
     try:
+        tensors = adapter.tensors()
+        copies = {f"{path}.weight" for path in adapter.copies}
+        assert {name: tuple(tensor.shape) for name, tensor in tensors.items()} == {
+            name: shape for name, shape in declared.items() if name in tensors
+        }
+        assert len(declared) == len(tensors) + len(copies)
+        assert all(bool(torch.isfinite(tensor).all()) for tensor in tensors.values())
         bank.use("mutant")
         assert bool(torch.isfinite(logits(bank.model, tiny_ids())).all())
     finally:
