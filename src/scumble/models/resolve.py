@@ -21,7 +21,8 @@ EMBEDDED_ALIAS = "smollm2"
 EMBEDDED_NAME = "HuggingFaceTB/SmolLM2-135M-Instruct"
 _MAX_NAME = 4096  # characters, as of a path
 _MAX_CONFIG = 2 * 2**20  # bytes of an adapter's configuration
-_HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
+# the hub's names have 96 characters at most
+_HUB_NAME = re.compile(r"(?=.{1,96}\Z)[A-Za-z0-9][\w.-]*(/[A-Za-z0-9][\w.-]*)?")
 
 
 @dataclass(frozen=True)
