@@ -160,7 +160,9 @@ class BlendOptions(Options):
     seed: int = Field(0, ge=0, le=_SEEDS, description="Of DARE's masks, and of learning")
     normalize: bool = Field(False, description="Take the weighted mean of what agrees, not the sum")
     interpolate: bool = Field(False, description="Blend also modules_to_save and trained token rows")
-    per_layer: bool = Field(False, description="Learn a weight for each adapter and layer")
+    learn_per: Literal["layer", "adapter"] = Field(
+        "layer", description="Learn a weight for each adapter and layer, or one for each adapter"
+    )
     learn_steps: int = Field(40, ge=1, description="Steps of learning the weights")
     learn_limit: int = Field(64, ge=2, description="Examples of each set to learn from, the first so many")
 

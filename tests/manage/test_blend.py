@@ -13,9 +13,12 @@ from safetensors.torch import load_file
 
 import scumble
 from scumble.errors import AdapterError, ConfigError, MissingFileError, OutputExistsError, ScumbleError
+from scumble.lora.adapter import Adapter
 from scumble.lora.bank import Bank
 from scumble.manage.blend import read_weights
+from tests.bases import sums
 from tests.lora.conftest import peft_load
+from tests.lora.synthetic import dense
 from tests.tiny import FAMILIES, logits, tiny_gpt2, tiny_ids, tiny_llama, tiny_qwen2
 
 # Two ways of adding the same terms in fp32, over logits up to 9; measured below 1e-5.
@@ -285,3 +288,29 @@ def test_what_cannot_be_blended_is_refused_before_anything_is_written(
         scumble.blend({path: 1.0}, out=out, quiet=True)
     with pytest.raises(OutputExistsError, match="which is read"):
         scumble.blend({path: 1.0}, out=path, force=True, quiet=True)
+
+
+@pytest.mark.parametrize("per", ["layer", "adapter"])
+def test_weights_are_learned_and_recorded(
+    per: str, letters_base: Any, made: Callable[..., Path], tmp_path: Path
+) -> None:
+    base = letters_base.model
+    paths = [made(base, f"a{i}", seed=i) for i in range(2)]
+    given = list(zip(paths, (0.5, 0.5), strict=True))
+    options: dict[str, Any] = {"learn_steps": 4, "learn_per": per, "base": letters_base, "quiet": True}
+    found = scumble.blend(given, out=tmp_path / "b", learn=[sums(8), sums(8, 20)], **options)
+    record = json.loads((found.out / "blend.json").read_text())
+    learned, weights = record["learned"], [part["weight"] for part in record["parts"]]
+    assert learned["after"] <= learned["before"]
+    assert len(learned["sets"]) == 2
+    assert (found.out / "learned.svg").read_text().startswith("<svg")
+    if per == "adapter":
+        assert weights == learned["weights"][0]
+    else:
+        assert set(weights[0]) == set(Bank(base).add("a", paths[0]).matched)
+    # the file is the blend with exactly those weights
+    path = "model.layers.1.self_attn.q_proj"
+    own = [weight if per == "adapter" else weight[path] for weight in weights]
+    adapters = [Adapter.load(each) for each in paths]
+    right = sum(w * dense(adapter)[path] for w, adapter in zip(own, adapters, strict=True))
+    torch.testing.assert_close(dense(Adapter.load(found.out))[path], right, atol=1e-5, rtol=1e-5)

@@ -35,9 +35,9 @@ def run(
         list[str] | None,
         typer.Option(help="Learn the weights from this data, starting from those given; once for each set."),
     ] = None,
-    per_layer: Annotated[
-        bool, typer.Option("--per-layer", help="Learn a weight for each adapter and layer.")
-    ] = False,
+    learn_per: Annotated[
+        str | None, typer.Option(help="Learn a weight for each adapter and layer, or adapter. [layer]")
+    ] = None,
     learn_steps: Annotated[int | None, typer.Option(help="Steps of learning. [40]")] = None,
     learn_limit: Annotated[int | None, typer.Option(help="Examples of each set. [64]")] = None,
     base: Annotated[str | None, typer.Option(help="Another base than the adapters name.")] = None,
@@ -52,7 +52,7 @@ def run(
         "normalize": normalize,
         "seed": seed,
         "interpolate": interpolate,
-        "per_layer": per_layer,
+        "learn_per": learn_per,
         "learn_steps": learn_steps,
         "learn_limit": learn_limit,
     }

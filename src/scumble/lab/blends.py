@@ -117,8 +117,8 @@ def _recipes(adapters: Mapping[str, str | Path]) -> dict[str, tuple[tuple[float,
         "exact 0.5, 0.5": ((0.5, 0.5), {}),
         f"svd rank {half}": ((1.0, 1.0), {"method": "svd", "rank": half}),
         f"ties rank {2 * half}": ((1.0, 1.0), {"method": "ties", "rank": 2 * half}),
-        "learned": ((1.0, 1.0), learn),
-        "learned by layer": ((1.0, 1.0), {**learn, "per_layer": True}),
+        "learned by layer": ((1.0, 1.0), learn),
+        "learned by adapter": ((1.0, 1.0), {**learn, "learn_per": "adapter"}),
     }
 
 

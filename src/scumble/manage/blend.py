@@ -14,19 +14,21 @@ from typing import Any, TypeAlias
 from scumble.config import BlendOptions, make
 from scumble.data.examples import read_examples
 from scumble.errors import AdapterError, ConfigError
-from scumble.files import refuse_existing
+from scumble.files import refuse_existing, write_text
 from scumble.lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapter
 from scumble.lora.bank import Bank
 from scumble.lora.blend import Blended, Recipe
 from scumble.lora.blend import blend as blend_parts
 from scumble.lora.part import Part
 from scumble.manage.learn import Learned, learn_weights
+from scumble.manage.learn_curve import curve_svg
 from scumble.manage.written import WrittenAdapter, write_blended
 from scumble.models.base import Base, load_base
 from scumble.models.checkpoint import Checkpoint, open_checkpoint
 from scumble.progress import Reporter
 
 RECORD = "blend.json"
+CURVE = "learned.svg"
 Weighted: TypeAlias = Mapping[Any, float] | Iterable[tuple[Any, float]] | Iterable[str | Path] | str | Path
 
 
@@ -71,6 +73,7 @@ def blend(
         base = base if isinstance(base, Base) else load_base(_named_base(parts, base))
         learned = _learned(parts, base, learn, settings, reporter)
         parts = [_weighted(part, place, learned) for place, part in enumerate(parts)]
+        _tell_what_was_learned(parts, learned, reporter)
     recipe = Recipe(
         **{name: getattr(settings, name) for name in ("method", "rank", "density", "seed")},
         normalize=settings.normalize,
@@ -92,7 +95,10 @@ def blend(
             **settings.model_dump(),
             "learned": learned.to_dict() if learned is not None else None,
         }
-        return write_blended(found, folder, made_from, RECORD, force=force, reporter=reporter)
+        written = write_blended(found, folder, made_from, RECORD, force=force, reporter=reporter)
+        if learned is not None:
+            write_text(folder / CURVE, curve_svg(learned))
+        return written
 
 
 def _learned(
@@ -114,11 +120,26 @@ def _learned(
             base.tokenizer,
             steps=settings.learn_steps,
             seed=settings.seed,
-            per_layer=settings.per_layer,
+            per_layer=settings.learn_per == "layer",
             reporter=reporter,
         )
     finally:
         bank.close()
+
+
+def _tell_what_was_learned(parts: Sequence[Part], learned: Learned, reporter: Reporter) -> None:
+    """The weights, and the loss on each set before and after; a set that lost by it is a warning."""
+    means = ", ".join(
+        f"{part.title} {weight:.3f}" for part, weight in zip(parts, learned.mixture.values(), strict=True)
+    )
+    of = "means over layers" if learned.per_layer else "one for each adapter"
+    reporter.note(f"learned weights ({of}): {means}")
+    for number, each in enumerate(learned.sets, 1):
+        told = (
+            f"set {number}: loss {each.before:.3f} -> {each.after:.3f} on the {each.held_back} of "
+            f"{each.examples} examples that were held back"
+        )
+        (reporter.warn if each.after > each.before else reporter.note)(told)
 
 
 def _weighted(part: Part, place: int, learned: Learned) -> Part:
