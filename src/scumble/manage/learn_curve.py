@@ -61,7 +61,7 @@ def curve_svg(learned: Learned) -> str:
     ]
     label = "Loss by step, on examples learned from and held back, and the weights below"
     return (
-        f'<svg class="learned" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" '
+        f'<svg xmlns="http://www.w3.org/2000/svg" class="learned" viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{label}" '
         f'font-family="sans-serif" font-size="12" fill="{INK}">\n' + "\n".join(body) + "\n</svg>"
     )
 
