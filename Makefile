@@ -35,6 +35,8 @@ lint: setup
 bench: setup
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/against_peft.py
+	$(BIN)/python bench/swap.py
+	$(BIN)/scumble bench blend
 	$(BIN)/scumble lab cron
 
 soak: setup

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from scumble.compare.run import compare
     from scumble.errors import ScumbleError
+    from scumble.lab.bench_blend import bench_blend
     from scumble.lab.cron import cron_hardness
     from scumble.lab.demo import demo
     from scumble.lora.adapter import Adapter
@@ -33,6 +34,7 @@ __all__ = [
     "LoraSpec",
     "Run",
     "ScumbleError",
+    "bench_blend",
     "blend",
     "compare",
     "cron_hardness",
@@ -54,6 +56,7 @@ _HOMES = {
     "LoraSpec": ("scumble.lora.spec", "LoraSpec"),
     "Run": ("scumble.train.run", "Run"),
     "ScumbleError": ("scumble.errors", "ScumbleError"),
+    "bench_blend": ("scumble.lab.bench_blend", "bench_blend"),
     "blend": ("scumble.manage.blend", "blend"),
     "compare": ("scumble.compare.run", "compare"),
     "cron_hardness": ("scumble.lab.cron", "cron_hardness"),

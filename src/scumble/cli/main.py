@@ -11,6 +11,7 @@ from typing import Any, NoReturn
 import typer
 
 from scumble.cli import (
+    bench,
     blend,
     chat,
     compare,
@@ -39,6 +40,7 @@ for command in (demo, train, compare, inspect, merge, unmerge, blend, resize, ch
     app.command(command.NAME)(command.run)
 app.add_typer(export.app, name="export")
 app.add_typer(lab.app, name="lab")
+app.add_typer(bench.app, name="bench")
 
 _PACKAGE = str(Path(__file__).parents[1]) + os.sep
 _CTRL_C = 130  # what typer makes of it, once it has swallowed the exception
