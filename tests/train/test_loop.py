@@ -187,19 +187,20 @@ def test_without_validation_a_bad_loss_does_not_replace_the_last_good_checkpoint
     assert [step for step, _, _ in trainer.record.kept] == [3]  # type: ignore[attr-defined]
 
 
-def test_an_adapter_that_is_not_finite_is_never_kept() -> None:
+@pytest.mark.parametrize("value", [float("inf"), float("nan"), 1e9])
+def test_an_adapter_that_could_not_be_loaded_is_never_kept(value: float) -> None:
     """Without validation data nothing else would notice, and what is written could not be read again."""
     trainer = make_trainer(validation=[])
     tensor = next(iter(trainer.bank.parameters(SLOT).values()))
 
     def overflow(optimizer: Any, args: Any, kwargs: Any) -> None:
         if trainer.outcome.steps == 2:  # after the third step, where an epoch ends
-            tensor.data.fill_(float("inf"))
+            tensor.data.fill_(value)
 
     handle = register_optimizer_step_post_hook(overflow)
     outcome = trainer.run()
     handle.remove()
-    assert outcome.stopped == "step 3: the adapter is not finite any more"
+    assert outcome.stopped == "step 3: the adapter's numbers have grown beyond all bounds"
     assert trainer.record.kept == []  # type: ignore[attr-defined]
 
 

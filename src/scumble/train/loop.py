@@ -25,7 +25,7 @@ from torch import Tensor
 from scumble.compare.loss import loss_sum, mean_loss
 from scumble.data.batches import Batch, collate
 from scumble.data.encoding import Encoded
-from scumble.errors import TrainingError
+from scumble.errors import AdapterError, TrainingError
 from scumble.lora.bank import Bank
 from scumble.lora.dropout import TokenMarks
 from scumble.progress import Reporter
@@ -95,7 +95,7 @@ class Trainer:
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
-        parameters = self.parameters = list(self.bank.parameters(self.name).values())
+        parameters = list(self.bank.parameters(self.name).values())
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(
                 parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
@@ -115,12 +115,17 @@ class Trainer:
             self.bank.routing.marks = None
             self.outcome.peak_bytes = peak_bytes(self.device)
         # after a loss that is not finite the adapter is kept only where there is nothing better
-        if self.outcome.stopped and self.outcome.steps and (interrupted or not self.kept) and self._finite():
+        if self.outcome.stopped and self.outcome.steps and (interrupted or not self.kept) and self._sound():
             self.record.checkpoint(self.outcome.steps, None)
         return self.outcome
 
-    def _finite(self) -> bool:
-        return all(bool(torch.isfinite(parameter).all()) for parameter in self.parameters)
+    def _sound(self) -> bool:
+        """Whether the adapter can be kept: its numbers are finite, and within what one may hold to be loaded."""
+        try:
+            self.bank.snapshot(self.name)
+        except AdapterError:
+            return False
+        return True
 
     def _steps(self, parameters: Sequence[Tensor]) -> None:
         self._evaluate(0)
@@ -209,9 +214,10 @@ class Trainer:
             when = f"after step {step}" if step else "before training"
             self.reporter.note(f"validation loss {loss:.4f} {when}")
         if step:
-            if not self._finite():
+            if not self._sound():
                 raise TrainingError(
-                    f"step {step}: the adapter is not finite any more", "lower --learning-rate"
+                    f"step {step}: the adapter's numbers have grown beyond all bounds",
+                    "lower --learning-rate",
                 )
             self.record.checkpoint(step, loss)
             self.kept = True
