@@ -16,6 +16,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
 from torch import Tensor
 
 from scumble.errors import AdapterError, MissingFileError, clipped, shown
@@ -25,7 +26,7 @@ MAX_HEADER = 16 * 2**20  # bytes; 100,000 tensors have about 13 million
 MAX_TENSORS = 100_000
 MAX_NAME = 500  # characters of a tensor's name
 MAX_DIMENSIONS = 8
-_TYPES = {"F64": 8, "F32": 4, "F16": 2, "BF16": 2}
+_TYPES = {"F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 _DAMAGED = "the file is damaged; fetch it again"
 
 
@@ -41,9 +42,10 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
     length, listed, size = _header(path)
     try:
         with safe_open(path, framework="pt") as file:
-            names = list(file.keys())
-            _check_entries(path, file, names, listed, size - 8 - length)
-            return {name: file.get_tensor(name) for name in names}, file.metadata() or {}
+            names = list(file.offset_keys())
+            forms = _check_entries(path, file, names, listed, size - 8 - length)
+            metadata = file.metadata() or {}
+        return _read_data(path, 8 + length, forms), metadata
     except AdapterError:
         raise
     except (SafetensorError, OSError, ValueError, TypeError, OverflowError, RuntimeError) as error:
@@ -86,8 +88,15 @@ def _header(path: Path) -> tuple[int, int, int]:
         raise AdapterError(f"{path} cannot be read: {error.strerror}", _DAMAGED) from error
 
 
-def _check_entries(path: Path, file: Any, names: list[str], listed: int, size: int) -> None:
-    """Hold every entry of the header against what an adapter can have; `size` is that of the data."""
+def _check_entries(
+    path: Path, file: Any, names: list[str], listed: int, size: int
+) -> dict[str, tuple[torch.dtype, list[int]]]:
+    """Hold every entry of the header against what an adapter can have; `size` is that of the data.
+
+    Returns:
+        Type and shape of each tensor.
+    """
+    forms = {}
     if listed != len(names):
         raise AdapterError(f"{path} describes {listed} tensors, of which {len(names)} differ", _DAMAGED)
     if len(names) > MAX_TENSORS:
@@ -108,6 +117,28 @@ def _check_entries(path: Path, file: Any, names: list[str], listed: int, size: i
         if len(shape) > MAX_DIMENSIONS or 0 in shape:
             text = clipped(tuple(shape[: MAX_DIMENSIONS + 1]), 120)
             raise AdapterError(f"{path}: {shown(name)} has the shape {text}", _DAMAGED)
-        total += math.prod(shape) * _TYPES[kind]
+        forms[name] = _TYPES[kind], shape
+        total += math.prod(shape) * _TYPES[kind].itemsize
     if total != size:
         raise AdapterError(f"{path} holds {size:,} bytes of data for tensors of {total:,}", _DAMAGED)
+    return forms
+
+
+def _read_data(
+    path: Path, start: int, forms: Mapping[str, tuple[torch.dtype, list[int]]]
+) -> dict[str, Tensor]:
+    """Read tensors that stand one after another from `start` on, each into memory of its own.
+
+    Not by the library's `get_tensor`, which in 0.8 leaves 64 bytes behind for each tensor, so that a server that
+    loads and unloads adapters would grow; and not through a map of the file, where a file that is cut short
+    meanwhile kills the process.
+    """
+    found = {}
+    with open_regular(path) as file:
+        file.seek(start)
+        for name, (kind, shape) in forms.items():
+            data = torch.empty(math.prod(shape) * kind.itemsize, dtype=torch.uint8)
+            if file.readinto(data.numpy()) != len(data):  # type: ignore[attr-defined]
+                raise AdapterError(f"{path} ends within {shown(name)}", _DAMAGED)
+            found[name] = data.view(kind).view(shape)
+    return found
