@@ -23,7 +23,7 @@ from scumble.lora.adapter import WEIGHTS_NAME
 from scumble.lora.diagnostics import Diagnosis, Weights, diagnose
 from scumble.lora.fit import fit
 from scumble.lora.pairs import PairFigures, norm_of_blend, pair_up
-from scumble.manage.expectations import cosine_on_data, expectation
+from scumble.manage.expectations import cosine_on_data, expectation, strengths_on_data
 from scumble.manage.findings import AdapterFindings, DataFindings, DataPair, Inspection, PairFindings
 from scumble.manage.origin import manifest_of, origin_of, settings_in_words, sha256
 from scumble.manage.sources import Opened, base_weights, open_adapters
@@ -228,12 +228,13 @@ def _adapter(each: Opened, measured: _Measured, number: int) -> AdapterFindings:
 def _pair(opened: Sequence[Opened], measured: _Measured, i: int, j: int) -> PairFindings:
     first, second = opened[i], opened[j]
     figures, activity = measured.pairs[i, j], measured.activity
-    on_texts = None
+    on_texts = strengths = None
     if activity is not None:
         cosines = {module.path: activity.cosine(module.path, i, j) for module in figures.modules}
         on_texts = DataPair(cosine_on_data(activity, i, j), cosines)
+        strengths = strengths_on_data(activity, i, j)
     same = _same_base(first, second)
-    text = expectation(first.name, second.name, figures, on_texts.cosine if on_texts else None)
+    text = expectation(first.name, second.name, figures, on_texts.cosine if on_texts else None, strengths)
     if same is False:
         text = (
             f"they were trained on different bases, {first.name} on {_base_of(first)} and {second.name} on "
