@@ -53,7 +53,8 @@ def test_mistakes_are_one_line(folders, tmp_path):
     for arguments, options, error, says in cases:
         with pytest.raises((error, BaseModelError), match=says) as raised:
             scumble.export(*arguments, **options)
-        assert isinstance(raised.value, error) and "\n" not in raised.value.message, says
+        assert isinstance(raised.value, error), says
+        assert "\n" not in raised.value.message, says
     assert not out.exists()
 
 
