@@ -155,7 +155,7 @@ class BlendOptions(Options):
     )
     rank: int | None = Field(None, ge=1, description="Largest rank of the result")
     density: float = Field(
-        0.2, gt=0, le=1, description="Share of single weights kept by magnitude, ties and dare"
+        0.2, ge=1e-4, le=1, description="Share of single weights kept by magnitude, ties and dare"
     )
     seed: int = Field(0, ge=0, le=_SEEDS, description="Of DARE's masks, and of learning")
     normalize: bool = Field(False, description="Take the weighted mean of what agrees, not the sum")

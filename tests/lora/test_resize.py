@@ -8,8 +8,9 @@ import pytest
 import torch
 
 from scumble.errors import AdapterError, ConfigError
-from scumble.lora.adapter import Adapter
+from scumble.lora.adapter import Adapter, Factors
 from scumble.lora.resize import resize
+from scumble.lora.spec import LoraSpec
 from tests.lora.synthetic import dense, made
 
 ADAPTERS = {
@@ -83,3 +84,36 @@ def test_what_is_not_a_size_is_refused() -> None:
         resize(ADAPTERS["plain"], rank=8)
     with pytest.raises(AdapterError, match="no low-rank updates"):
         resize(Adapter(ADAPTERS["plain"].spec, {}), rank=2)
+
+
+def uneven(spectra: dict[str, list[float]]) -> Adapter:
+    """A large module (40 x 40) and a small one (24 x 8), as q and k are beside each other, with these singular values."""
+    shapes, factors = {"m.q": (40, 40), "m.k": (24, 8)}, {}
+    generator = torch.Generator().manual_seed(0)
+    for name, values in spectra.items():
+        out, width = shapes[name]
+        left, right = (
+            torch.linalg.qr(torch.randn(n, len(values), generator=generator, dtype=torch.float64))[0]
+            for n in (out, width)
+        )
+        factors[name] = Factors(right.T.contiguous(), left * torch.tensor(values, dtype=torch.float64))
+    rank = len(next(iter(spectra.values())))
+    return Adapter(LoraSpec(rank=rank, alpha=float(rank), targets=tuple(spectra)), factors)
+
+
+def test_sharing_is_never_worse_than_not() -> None:
+    """A large module's next rank may not fit what is left of a budget, which the greedy choice alone would leave unspent."""
+    adapter = uneven({"m.q": [10, 9, 1, 0.5], "m.k": [6.2, 6.1, 6.0, 5.9]})
+    plain, shared = resize(adapter, rank=2), resize(adapter, rank=2, shared=True)
+    assert shared.predicted <= plain.predicted * (1 + 1e-12)
+    assert shared.adapter.parameters <= plain.adapter.parameters
+    adapter = uneven({"m.q": [10.0, 3.4, 0.1, 0.1], "m.k": [2.0, 1.9, 1.8, 0.1]})
+    for energy in (0.88, 0.9, 0.93, 0.97):
+        plain, shared = resize(adapter, energy=energy), resize(adapter, energy=energy, shared=True)
+        assert shared.adapter.parameters <= plain.adapter.parameters
+        assert 1 - shared.predicted**2 >= energy * (1 - 1e-9)
+
+
+def test_all_the_energy_is_all_of_it() -> None:
+    adapter = uneven({"m.q": [1, 5e-7, 0, 0], "m.k": [1, 0.5, 0, 0]})
+    assert resize(adapter, energy=1.0, shared=True).predicted <= 1e-9

@@ -314,3 +314,10 @@ def test_weights_are_learned_and_recorded(
     adapters = [Adapter.load(each) for each in paths]
     right = sum(w * dense(adapter)[path] for w, adapter in zip(own, adapters, strict=True))
     torch.testing.assert_close(dense(Adapter.load(found.out))[path], right, atol=1e-5, rtol=1e-5)
+
+
+def test_what_could_not_be_loaded_again_is_not_written(made: Callable[..., Path], tmp_path: Path) -> None:
+    path = made(tiny_llama(), "a0")
+    with pytest.raises(ConfigError, match="cannot be an adapter"):
+        scumble.blend({path: 9e8}, out=tmp_path / "b", quiet=True)
+    assert not (tmp_path / "b").exists()

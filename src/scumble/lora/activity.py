@@ -71,7 +71,8 @@ class _Seen:
         """Take in one call of the module."""
         y = result.detach().flatten(0, -2)  # (tokens, out)
         bias = getattr(module, "bias", None)
-        plain = (y if bias is None else y - bias).double()
+        # in fp64 first: in half precision the difference would be rounded once more
+        plain = y.double() if bias is None else y.double() - bias.detach().double()
         self.output += float(plain.square().sum())
         hidden = self._hidden(args[0].detach())  # by adapter (tokens, r)
         if self.direct:

@@ -10,12 +10,13 @@ DoRA or trains parts of the base, the base's tensors; nothing of files.
 
 from __future__ import annotations
 
+import math
 import re
 import warnings
 from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Literal, TypeAlias, get_args
+from typing import Literal, TypeAlias, cast, get_args
 
 import torch
 from torch import Tensor
@@ -30,6 +31,7 @@ from scumble.lora.spec import LoraSpec
 from scumble.lora.streamed import DoraUpdate, Rows, Sparsified, WeightedSum, gap, truncate
 
 Method: TypeAlias = Literal["exact", "svd", "magnitude", "ties", "dare", "dare_ties"]
+MAX_WEIGHT = 1e9  # in size, so that squares of sums stay far from overflow
 METHODS: tuple[str, ...] = get_args(Method)
 # What `exact` may drop, of the sum of |w_i| |U_i|: what the factors' own type rounds off of them, so that a blend
 # of blends does not carry the rounding of the first as ranks of its own; in fp64 what the arithmetic leaves.
@@ -109,6 +111,18 @@ def blend(parts: Sequence[Part], recipe: Recipe = Recipe(), base: BaseTensors | 
     """
     if not parts:
         raise AdapterError("no adapters were given to blend", "name at least one: PATH=WEIGHT")
+    for part in parts:
+        for path in part.adapter.factors:
+            if not abs(part.at(path)) <= MAX_WEIGHT:
+                raise ConfigError(
+                    f"the weight of {part.title} is {part.at(path):g}",
+                    f"weights are numbers up to {MAX_WEIGHT:g}",
+                )
+    if recipe.normalize and recipe.method in ("exact", "svd"):
+        raise ConfigError(
+            f"--normalize has no meaning for --method {recipe.method}",
+            "give weights that add up to 1, or use ties, dare or magnitude",
+        )
     if recipe.method == "svd" and recipe.rank is None:
         raise ConfigError("--method svd needs a rank", "say how many with --rank, or use --method exact")
     _warn_of_other_bases(parts)
@@ -116,7 +130,7 @@ def blend(parts: Sequence[Part], recipe: Recipe = Recipe(), base: BaseTensors | 
     found: dict[str, LowRank] = {}
     missing: dict[str, float] = {}
     norms: dict[str, float] = {}
-    sizes = {path: _size(path, parts) for path in targets}
+    sizes = {path: _size(path, parts, base) for path in targets}
     lossless = LOSSLESS[_kind([part.adapter for part in parts])]
     for path, target in targets.items():
         most = sum(part.adapter.factors[path].rank for part in parts if path in part.adapter.factors)
@@ -212,17 +226,19 @@ def _compress(target: Rows, recipe: Recipe, most: int, nothing: float) -> tuple[
     return svd.truncated(rank), svd.tail(rank), svd.tail(0)
 
 
-def _size(path: str, parts: Sequence[Part]) -> float:
-    """The sum of |w_i| |s_i B_i A_i| at a module."""
-    return sum(
-        abs(part.at(path)) * LowRank.of(part.adapter.factors[path], part.adapter.spec.scale_of(path)).norm()
-        for part in parts
-        if path in part.adapter.factors
-    )
+def _size(path: str, parts: Sequence[Part], base: BaseTensors | None) -> float:
+    """The sum of |w_i| |U_i| at a module, for DoRA with what its update is a difference of."""
+    total = 0.0
+    for part in parts:
+        if path in part.adapter.factors:
+            update = update_of(part.adapter, path, base, part.title)
+            size = update.norm() if isinstance(update, LowRank) else cast(DoraUpdate, update).size()
+            total += abs(part.at(path)) * size
+    return total
 
 
 def _together(values: Mapping[str, float]) -> float:
-    return float(sum(value**2 for value in values.values()) ** 0.5)
+    return math.hypot(*values.values())
 
 
 def _gap(target: Rows, found: Rows) -> float:
@@ -262,7 +278,11 @@ def _spec_of(parts: Sequence[Part], ranks: Mapping[str, int]) -> LoraSpec:
     """
     first = parts[0].adapter
     default = Counter(ranks.values()).most_common(1)[0][0] if ranks else first.spec.rank
-    differing = {path: rank for path, rank in ranks.items() if rank != default}
+    # a path is a pattern in PEFT's format, and names every path that ends in it too, unless it is anchored
+    endings = {ending for path in ranks for ending in _endings(path)}
+    differing = {
+        _exactly(path) if path in endings else path: rank for path, rank in ranks.items() if rank != default
+    }
     spec = LoraSpec(
         rank=default,
         alpha=float(default),
@@ -285,14 +305,17 @@ def _spec_of(parts: Sequence[Part], ranks: Mapping[str, int]) -> LoraSpec:
             layers_to_transform=chosen,
             layers_pattern=pattern,
         )
-    wrong = [path for path, rank in ranks.items() if spec.rank_of(path) != rank]
-    if wrong:  # a path is a pattern in PEFT's format, and one path may name another
-        spec = replace(spec, rank_pattern={_exactly(path): rank for path, rank in differing.items()})
     return spec
 
 
+def _endings(path: str) -> list[str]:
+    """What a path ends in, by whole components, itself left out."""
+    parts = path.split(".")
+    return [".".join(parts[start:]) for start in range(1, len(parts))]
+
+
 def _exactly(path: str) -> str:
-    """A pattern that means one path alone."""
+    """A pattern that means one path alone, whatever stands before others that end like it."""
     return "^" + re.escape(path)
 
 

@@ -10,7 +10,7 @@ and nothing of files.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor, nn
@@ -162,13 +162,22 @@ def _with_rows(result: Tensor, value: Tensor, change: Change) -> Tensor:
     which = torch.tensor(change.rows, dtype=torch.long)
     rows = change.tokens.double()  # (rows, width)
     if change.factors is not None:
-        matrix = value.T if change.transposed else value
-        full = [
-            update_rows(change.factors, change.scale, start, stop, matrix[start:stop])
-            for start, stop in row_blocks((matrix.shape[0], matrix.shape[1]))
-        ]
-        update = torch.cat(full)  # (out, in)
-        rows = rows + (update.T if change.transposed else update)[which]
+        rows = rows + _update_at(which, value, change.factors, change.scale, change.transposed)
     result = result.clone() if result is value else result
     result[which] = rounded(rows, result.dtype)
     return result
+
+
+def _update_at(which: Tensor, value: Tensor, factors: Factors, scale: float, transposed: bool) -> Tensor:
+    """The update of some rows of a parameter as it is kept: (len(which), width)."""
+    if not transposed:
+        m = factors.magnitude
+        picked = replace(factors, B=factors.B[which], magnitude=None if m is None else m[which])
+        return update_rows(picked, scale, 0, len(which), value[which])
+    if factors.magnitude is None:  # columns of W are columns of A
+        picked = replace(factors, A=factors.A[:, which])
+        return update_rows(picked, scale, 0, factors.B.shape[0]).T
+    # DoRA's norms are of whole rows of W, which reach over all tokens
+    matrix = value.T
+    blocks = row_blocks((matrix.shape[0], matrix.shape[1]))
+    return torch.cat([update_rows(factors, scale, a, b, matrix[a:b])[:, which] for a, b in blocks]).T

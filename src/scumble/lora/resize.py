@@ -7,6 +7,7 @@ of a module costing `out + in` numbers. Knows one adapter, and of its base what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 from scumble.errors import AdapterError, ConfigError, NotSupportedError
@@ -75,32 +76,32 @@ def _chosen(
     """The rank of each module, its present one at most."""
     most = {path: min(adapter.factors[path].rank, len(svd.S)) for path, svd in svds.items()}
     if energy is not None:
-        if not shared:
-            # the share that may be missing, less what rounding alone makes of it
-            allowed = {
-                path: (max(0.0, 1 - energy) ** 0.5 + 1e-12) * svd.tail(0) for path, svd in svds.items()
-            }
-            return {path: min(most[path], svd.rank_for(allowed[path])) for path, svd in svds.items()}
-        whole = sum(svd.tail(0) ** 2 for svd in svds.values())
-        return _shared(svds, most, budget=float("inf"), wanted=energy * whole * (1 - 1e-12))
+        # the share that may be missing, and what rounding alone makes of it
+        allowed = {path: (max(0.0, 1 - energy) ** 0.5 + 1e-12) * svd.tail(0) for path, svd in svds.items()}
+        each = {path: min(most[path], svd.rank_for(allowed[path])) for path, svd in svds.items()}
+        if not shared or energy >= 1:
+            return each
+        wanted = energy * sum(svd.tail(0) ** 2 for svd in svds.values()) * (1 - 1e-12)
+        together = _without_needless(svds, _greedy(svds, most, math.inf, wanted), wanted)
+        return min(together, each, key=lambda ranks: _spent(svds, ranks))
     assert rank is not None
+    each = {path: min(most[path], rank) for path in svds}
     if not shared:
-        return {path: min(most[path], rank) for path in svds}
-    return _shared(svds, most, budget=rank * sum(_cost(svd) for svd in svds.values()), wanted=float("inf"))
+        return each
+    together = _greedy(svds, most, rank * sum(_cost(svd) for svd in svds.values()), math.inf)
+    return max(together, each, key=lambda ranks: _kept(svds, ranks))
 
 
-def _shared(
-    svds: Mapping[str, Svd], most: Mapping[str, int], *, budget: float, wanted: float
-) -> dict[str, int]:
-    """Ranks that spend a budget of numbers, or keep a wanted energy, with the dearest singular values first.
+def _greedy(svds: Mapping[str, Svd], most: Mapping[str, int], budget: float, wanted: float) -> dict[str, int]:
+    """Ranks within a budget of numbers, or up to a wanted energy: always the next that keeps most for what it costs.
 
-    Every module keeps one rank, since the format has no rank 0. Within a module singular values fall, and so
-    does what each buys, so that taking the best next one is optimal but for the last.
+    Every module keeps one rank, since the format has no rank 0. Optimal where costs are alike; where they differ, what
+    is left of the budget may not hold the next rank (the knapsack problem), and `_chosen` takes the plain choice
+    where that is better.
     """
     ranks = dict.fromkeys(svds, 1)
-    spent = sum(_cost(svd) for svd in svds.values())
-    kept = sum(float(svd.S[0]) ** 2 for svd in svds.values())
-    rest = [(float(svd.S[index]) ** 2, path) for path, svd in svds.items() for index in range(1, most[path])]
+    spent, kept = _spent(svds, ranks), _kept(svds, ranks)
+    rest = [(float(svd.S[i]) ** 2, path) for path, svd in svds.items() for i in range(1, most[path])]
     rest.sort(key=lambda each: -each[0] / _cost(svds[each[1]]))
     full: set[str] = set()
     for gained, path in rest:
@@ -112,6 +113,24 @@ def _shared(
             continue
         ranks[path], spent, kept = ranks[path] + 1, spent + cost, kept + gained
     return ranks
+
+
+def _without_needless(svds: Mapping[str, Svd], ranks: dict[str, int], wanted: float) -> dict[str, int]:
+    """The ranks without those that the wanted energy does not need, the dearest first."""
+    for path in sorted(svds, key=lambda path: -_cost(svds[path])):
+        while ranks[path] > 1 and _kept(svds, {**ranks, path: ranks[path] - 1}) >= wanted:
+            ranks = {**ranks, path: ranks[path] - 1}
+    return ranks
+
+
+def _spent(svds: Mapping[str, Svd], ranks: Mapping[str, int]) -> int:
+    """Numbers that modules of these ranks store."""
+    return sum(ranks[path] * _cost(svd) for path, svd in svds.items())
+
+
+def _kept(svds: Mapping[str, Svd], ranks: Mapping[str, int]) -> float:
+    """Energy that they keep."""
+    return sum(float(svd.S[: ranks[path]].square().sum()) for path, svd in svds.items())
 
 
 def _cost(svd: Svd) -> int:

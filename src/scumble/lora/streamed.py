@@ -20,12 +20,15 @@ from torch import Tensor
 from scumble.lora.adapter import Factors
 from scumble.lora.dropout import TokenMarks, keep_mask
 from scumble.lora.lowrank import LowRank
-from scumble.lora.updates import row_blocks, update_rows
+from scumble.lora.updates import BLOCK, row_blocks, update_rows
 
 OVERSAMPLING = 8  # columns of the probe beyond the rank: Halko, Martinsson and Tropp 2011, section 4.3
-GAIN = 1e-10  # a pass that captures no more than this share of the energy ends the iteration
-PASSES = 100
-_BINS = 48  # bits of a double that a bin of the first pass leaves open: sixteen bins to each power of two
+GAIN = 1e-8  # a pass that captures no more than this share of the energy still missing ends the iteration
+PASSES = 60
+_NOISE = 1e-13  # of a block's norm: a thousand times what fp64 rounds off, and far below what any energy is
+_CANCELLED = (
+    4 * 2**-52
+)  # of the absolute sum, for each part: what adding up in fp64 leaves of a sum that is zero
 
 
 class Rows(Protocol):
@@ -61,6 +64,13 @@ class DoraUpdate:
     def rows(self, start: int, stop: int) -> Tensor:
         """(stop - start, in)."""
         return update_rows(self.factors, self.scale, start, stop, self.weight(start, stop))
+
+    def size(self) -> float:
+        """|W| + |s B A|: what the update is a difference of, and its rounding a share of."""
+        total = 0.0
+        for start, stop in row_blocks(self.shape):
+            total += float(self.weight(start, stop).double().square().sum())
+        return total**0.5 + LowRank.of(self.factors, self.scale).norm()
 
 
 @dataclass(frozen=True)
@@ -112,8 +122,9 @@ class Sparsified:
         weighted = kept * weights
         agree = torch.ones_like(weighted, dtype=torch.bool)
         if self.elect:
-            # where the sum is zero nothing is elected, and nothing is lost: what is there cancels
-            agree = weighted.sign() == weighted.sum(0).sign()
+            # where the sum is zero, to rounding, nothing is elected: what is there cancels
+            whole, noise = weighted.sum(0), _CANCELLED * len(self.parts) * weighted.abs().sum(0)
+            agree = weighted.sign() == torch.where(whole.abs() <= noise, 0.0, whole).sign()
         total = (weighted * agree).sum(0)
         if not self.normalize:
             return total
@@ -141,27 +152,39 @@ class Sparsified:
 
 
 def kth_largest(source: Rows, k: int) -> float:
-    """The k-th largest absolute value of a matrix, exactly, in two passes over its rows.
+    """The k-th largest absolute value of a matrix, exactly: in two passes over its rows, or where many are equal more.
 
-    The first counts values by exponent and leading bits of the mantissa, the second sorts the one bin in which
-    the k-th lies. Positive doubles are ordered as the integers of their bits.
+    Positive doubles are ordered as the integers of their bits. Each pass counts the values that share the bits
+    known so far by their next sixteen; once few enough are left they are sorted.
     """
-    counts = torch.zeros(2 ** (63 - _BINS), dtype=torch.int64)
-    for start, stop in row_blocks(source.shape):
-        bins = _bits(source.rows(start, stop)) >> _BINS
-        counts += torch.bincount(bins.flatten(), minlength=len(counts))
-    above = counts.flip(0).cumsum(0).flip(0)  # of this bin and higher ones
-    bin_ = int((above >= k).nonzero().max())
-    rest = k - int(above[bin_]) + int(counts[bin_])
+    prefix, rest = 0, k
+    for shift in (48, 32, 16, 0):
+        counts = torch.zeros(2**16, dtype=torch.int64)
+        for start, stop in row_blocks(source.shape):
+            bits = _bits(source.rows(start, stop))
+            known = bits if shift == 48 else bits[bits >> (shift + 16) == prefix]
+            counts += torch.bincount((known >> shift) & 0xFFFF, minlength=2**16)
+        above = counts.flip(0).cumsum(0).flip(0)  # with these bits or higher ones
+        found = int((above >= rest).nonzero().max())
+        rest -= int(above[found]) - int(counts[found])
+        prefix = prefix << 16 | found
+        if counts[found] <= BLOCK:
+            return _sorted_out(source, prefix, shift, rest)
+    # all bits are known, and that many values are equal
+    return float(torch.tensor(prefix, dtype=torch.int64).view(torch.float64))
+
+
+def _sorted_out(source: Rows, prefix: int, shift: int, k: int) -> float:
+    """The k-th largest of the values whose leading bits are `prefix`."""
     found = []
     for start, stop in row_blocks(source.shape):
-        block = source.rows(start, stop).abs()
-        found.append(block[_bits(block) >> _BINS == bin_])
-    return float(torch.cat(found).sort(descending=True).values[rest - 1])
+        bits = _bits(source.rows(start, stop))
+        found.append(bits[bits >> shift == prefix])
+    return float(torch.cat(found).sort(descending=True).values[k - 1].view(torch.float64))
 
 
 def _bits(block: Tensor) -> Tensor:
-    return block.abs().contiguous().view(torch.int64)
+    return block.abs().contiguous().view(torch.int64).flatten()
 
 
 @dataclass(frozen=True)
@@ -180,36 +203,73 @@ class Truncated:
 
 
 def truncate(source: Rows, rank: int) -> Truncated:
-    """The best approximation of a rank, by subspace iteration over blocks of rows.
+    """The best approximation of a rank, from a block Krylov space of T'T; each of its blocks costs one pass.
 
-    Halko, Martinsson and Tropp 2011 (doi:10.1137/090771806), algorithm 4.4 with T'T applied in one pass. With an
-    orthonormal V the error of T V V' is exactly |T|^2 - |T V|^2, converged or not.
+    Musco and Musco 2015 (arXiv:1504.05477): all blocks are kept, orthogonal to each other, and the best of the space
+    they span is taken, so that flat and clustered spectra converge too. With an orthonormal V the error of T V V' is
+    exactly |T|^2 - |T V|^2, converged or not.
     """
     out, width = source.shape
-    size = min(rank + OVERSAMPLING, out, width)
-    probe = torch.randn(width, size, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    most = min(out, width)
+    size = min(rank + OVERSAMPLING, most)
+    # begun among the rows, so that as many columns as the smaller side has span all of it
+    block = _begun(source, size)
+    basis, image = block, torch.empty(out, 0, dtype=torch.float64)
     before = -1.0
     for _ in range(PASSES):
-        probe, _ = torch.linalg.qr(probe)
-        image, back, total = torch.empty(out, size, dtype=torch.float64), torch.zeros_like(probe), 0.0
-        for start, stop in row_blocks(source.shape):
-            block = source.rows(start, stop)
-            total += float(block.square().sum())
-            image[start:stop] = block @ probe
-            back += block.T @ image[start:stop]
+        part, back, total = _applied(source, block)
+        image = torch.cat([image, part], dim=1)
         u, s, wh = torch.linalg.svd(image, full_matrices=False)
         energy = float(s[:rank].square().sum())
-        if energy - before <= GAIN * total:
+        gained, before = energy - before, energy
+        room = most - basis.shape[1]
+        if gained <= GAIN * max(0.0, total - energy) + 1e-16 * total or room <= 0:
             break
-        before, probe_used, probe = energy, probe, back
-    else:
-        probe = probe_used
+        block = _orthogonal(back[:, : min(size, room)], basis)
+        if not block.shape[1]:
+            break  # the basis spans all rows
+        basis = torch.cat([basis, block], dim=1)
     root = s[:rank].sqrt()
-    matrix = LowRank(u[:, :rank] * root, root[:, None] * (wh[:rank] @ probe.T))
+    matrix = LowRank(u[:, :rank] * root, root[:, None] * (wh[:rank] @ basis[:, : image.shape[1]].T))
     missing = max(0.0, total - energy) ** 0.5
     if missing**2 < 1e-6 * total:  # the difference of nearly equal numbers has few digits left
         missing = gap(source, matrix)
     return Truncated(matrix, missing, total**0.5)
+
+
+def _begun(source: Rows, size: int) -> Tensor:
+    """Orthonormal columns (in, size) that span random combinations of the rows."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.zeros(source.shape[1], size, dtype=torch.float64)
+    for start, stop in row_blocks(source.shape):
+        mixed += source.rows(start, stop).T @ torch.randn(
+            stop - start, size, dtype=torch.float64, generator=generator
+        )
+    return torch.linalg.qr(mixed)[0]
+
+
+def _applied(source: Rows, block: Tensor) -> tuple[Tensor, Tensor, float]:
+    """T V and T' T V for V (in, k), and the squared norm of T, in one pass over its rows."""
+    image = torch.empty(source.shape[0], block.shape[1], dtype=torch.float64)
+    back, total = torch.zeros_like(block), 0.0
+    for start, stop in row_blocks(source.shape):
+        rows = source.rows(start, stop)
+        total += float(rows.square().sum())
+        image[start:stop] = rows @ block
+        back += rows.T @ image[start:stop]
+    return image, back, total
+
+
+def _orthogonal(block: Tensor, basis: Tensor) -> Tensor:
+    """Orthonormal columns, as many as the block has beyond the basis, that span it less the basis.
+
+    What is left of a column that lies in the basis is rounding, and is no direction: it is left out. Projecting
+    twice is enough (Kahan, in Parlett 1998, 6.9).
+    """
+    size = torch.linalg.matrix_norm(block)
+    u, s, _ = torch.linalg.svd(block - basis @ (basis.T @ block), full_matrices=False)
+    u = u[:, s > _NOISE * size]
+    return torch.linalg.qr(u - basis @ (basis.T @ u))[0]
 
 
 def gap(first: Rows, second: Rows) -> float:

@@ -41,7 +41,7 @@ def update_rows(
         (stop - start, in).
 
     Raises:
-        AdapterError: DoRA without the rows of W.
+        AdapterError: DoRA without the rows of W, or with a row that it cannot rescale.
     """
     low = (factors.B[start:stop].double() * scale) @ factors.A.double()
     if factors.magnitude is None:
@@ -50,5 +50,11 @@ def update_rows(
         raise AdapterError("DoRA's update depends on the base's weights", "give the base")
     base = weight.double()
     norm = torch.linalg.vector_norm(base + low, dim=1, keepdim=True)
+    if not bool(norm.all()):
+        row = start + int((norm.squeeze(1) == 0).nonzero()[0])
+        raise AdapterError(
+            f"DoRA's update is not defined in row {row}: W + s B A is zero there",
+            "it cannot be computed at all",
+        )
     gain = factors.magnitude[start:stop, None].double() / norm
     return (gain - 1) * base + gain * low

@@ -5,13 +5,15 @@ The error is shown before anything is written, and measured on what was read bac
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from scumble.errors import AdapterError, ConfigError
 from scumble.files import write_text
-from scumble.lora.adapter import WEIGHTS_NAME, Adapter
+from scumble.lora.adapter import WEIGHTS_NAME, Adapter, from_tensors
 from scumble.lora.blend import Blended
 from scumble.progress import Reporter
 
@@ -63,12 +65,11 @@ def write_blended(
     lowest, highest = min(ranks.values(), default=0), max(ranks.values(), default=0)
     shown = f"rank {highest}" if lowest == highest else f"ranks {lowest} to {highest}"
     reporter.note(f"{shown} on {len(ranks)} modules; predicted error {found.predicted:.2%}")
+    _check_size(found.adapter)
     folder = found.adapter.save(out, force=force)
     written = Adapter.load(folder)
     measured, gaps = found.measured(written)
     error = {"predicted": found.predicted, "measured": measured}
-    import json
-
     write_text(folder / record, json.dumps({**made_from, "error": error}, indent=2) + "\n")
     return WrittenAdapter(
         folder,
@@ -80,3 +81,14 @@ def write_blended(
         (folder / WEIGHTS_NAME).stat().st_size,
         dict(made_from),
     )
+
+
+def _check_size(adapter: Adapter) -> None:
+    """Refuse what could not be loaded again, before it is written."""
+    try:
+        from_tensors(adapter.spec, adapter.tensors())
+    except AdapterError as error:
+        raise ConfigError(
+            f"the result cannot be an adapter: {error.message.removeprefix('the adapter: ')}",
+            "smaller weights make smaller numbers",
+        ) from error
