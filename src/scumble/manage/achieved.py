@@ -26,20 +26,27 @@ _FORMATS = {
 }
 # torch rounds fp64 to these by way of fp32.
 _DETOUR = (torch.bfloat16, torch.float16)
-# An intended change below this share of W's norm is none: 2^-20 is 16 times fp32's own rounding, so that W
-# itself is known no better (a fresh DoRA adapter "changes" W by its magnitude's rounding).
-NEGLIGIBLE = 2.0**-20
+# Shares of W's norm below which an intended change may be arithmetic and no change at all. W is known exactly,
+# as it is stored, and what is wanted is computed in fp64, whose sums err by a few 2^-53. DoRA without an update
+# (A or B is zero, as before training) scales W by m / |W| with m rounded to fp32, and with |W| summed in fp32:
+# 2^-20 is 16 times that type's rounding.
+NOISE, DORA_NOISE = 2.0**-48, 2.0**-20
 
 
 @dataclass(frozen=True)
 class Sums:
-    """Sums over elements, which add up over tensors: a is achieved, i intended, w the base's weight."""
+    """Sums over elements, which add up over tensors: a is achieved, i intended, w the base's weight.
+
+    `ww` is over the rows that the adapter replaces, where it replaces rows alone. `floor` is what `ii` may come
+    to by arithmetic noise.
+    """
 
     ai: float = 0.0
     aa: float = 0.0
     ii: float = 0.0
     gap: float = 0.0
     ww: float = 0.0
+    floor: float = 0.0
 
     def __add__(self, other: Sums) -> Sums:
         return Sums(*(a + b for a, b in zip(self.values, other.values, strict=True)))
@@ -47,16 +54,16 @@ class Sums:
     @property
     def values(self) -> tuple[float, ...]:
         """In the order of the fields."""
-        return self.ai, self.aa, self.ii, self.gap, self.ww
+        return self.ai, self.aa, self.ii, self.gap, self.ww, self.floor
 
     @property
     def negligible(self) -> bool:
-        """Whether nothing was intended that could be told from the base's own rounding."""
-        return self.ii <= NEGLIGIBLE**2 * self.ww or self.ii == 0
+        """Whether nothing was intended that could be told from arithmetic noise."""
+        return self.ii <= self.floor
 
     @property
     def cosine(self) -> float | None:
-        """Of achieved and intended; 0 where nothing was achieved, None where nothing was intended."""
+        """Of achieved and intended; 0 where nothing was achieved, None where the intended is negligible."""
         if self.negligible:
             return None
         return self.ai / math.sqrt(self.aa * self.ii) if self.aa else 0.0
@@ -70,6 +77,11 @@ class Sums:
     def lost(self) -> float | None:
         """|achieved - intended| / |intended|, or None."""
         return None if self.negligible else math.sqrt(self.gap / self.ii)
+
+    @property
+    def relative(self) -> float:
+        """|intended| / |W|; 0 where W is zero."""
+        return math.sqrt(self.ii / self.ww) if self.ww else 0.0
 
     def to_dict(self) -> dict[str, Any]:
         """The three figures, and the norms they come from."""
@@ -131,45 +143,67 @@ def achieved(wanted: Wanted, base: Rows, written: Rows, shape: tuple[int, ...]) 
         original, found = base(start, stop), written(start, stop)
         want = wanted.block(start, stop, original, gain)
         weight, got = original.double(), found.double()
-        sums += _sums(weight, want, got)
+        local = [row - start for row in wanted.rows if start <= row < stop]
+        part = _sums(weight, want, got, weight[local] if wanted.kind == "rows" else weight)
+        sums += part
         distances = _misrounded(want, got, found.dtype, noise)
         elements, misrounded = elements + want.numel(), misrounded + distances.numel()
         worst = max(worst, float(distances.max()) if distances.numel() else 0.0)
-        not_finite += int((~torch.isfinite(got) & torch.isfinite(weight)).sum())
+        if not math.isfinite(part.aa):  # it is finite where all that was written and all of the base is
+            not_finite += _overflowed(weight, got)
+    sums += Sums(floor=_noise_share(wanted) ** 2 * sums.ww)
     return Achieved(wanted.kind, sums, elements, misrounded, worst, not_finite)
+
+
+def _noise_share(wanted: Wanted) -> float:
+    """The share of W's norm that the intended change of a tensor may come to by arithmetic alone."""
+    factors = wanted.factors
+    if factors is None or factors.magnitude is None:
+        return NOISE
+    return NOISE if bool(factors.A.any()) and bool(factors.B.any()) else DORA_NOISE
 
 
 def changed(base: Rows, written: Rows, shape: tuple[int, ...]) -> int:
     """How many elements of an untouched tensor are not, bit for bit, the base's in the written type."""
     count = 0
     for start, stop in blocks(shape):
-        original, found = base(start, stop), written(start, stop)
-        if original.dtype == torch.float64 and found.dtype in _DETOUR:
-            # torch rounds fp64 to these twice; the nearest value is as good, and better
-            count += _misrounded(original, found.double(), found.dtype, 0.0).numel()
-            continue
-        # by bits, so that -0 is not 0 and a NaN equals itself
-        cast, same = _bits(original.to(found.dtype)), _bits(found)
-        count += 0 if torch.equal(cast, same) else int((cast != same).sum())
+        count += _different(base(start, stop), written(start, stop))
     return count
 
 
-def overflowed(base: Rows, written: Rows, shape: tuple[int, ...]) -> int:
-    """How many elements of a tensor are not finite although the base's are."""
-    return sum(
-        int((~torch.isfinite(written(a, b)) & torch.isfinite(base(a, b))).sum()) for a, b in blocks(shape)
-    )
+def untouched(base: Rows, written: Rows, shape: tuple[int, ...]) -> tuple[int, int]:
+    """Of an untouched tensor: what `changed` gives, and how many elements overflowed. Reads each once."""
+    count, lost = 0, 0
+    for start, stop in blocks(shape):
+        original, found = base(start, stop), written(start, stop)
+        different = _different(original, found)
+        count += different
+        # the same bits of the same type are as finite as the base's
+        if found.is_floating_point() and (different or found.dtype != original.dtype):
+            lost += _overflowed(original, found)
+    return count, lost
 
 
-def _sums(weight: Tensor, want: Tensor, got: Tensor) -> Sums:
-    a, i = got - weight, want - weight
-    return Sums(
-        float((a * i).sum()),
-        float(a.square().sum()),
-        float(i.square().sum()),
-        float((a - i).square().sum()),
-        float(weight.square().sum()),
-    )
+def _different(original: Tensor, found: Tensor) -> int:
+    """How many elements are not the original's in the type of `found`."""
+    if original.dtype == torch.float64 and found.dtype in _DETOUR:
+        # torch rounds fp64 to these twice; the nearest value is as good, and better
+        return _misrounded(original, found.double(), found.dtype, 0.0).numel()
+    # by bits, so that -0 is not 0 and a NaN equals itself
+    cast, same = _bits(original.to(found.dtype)), _bits(found)
+    return 0 if torch.equal(cast, same) else int((cast != same).sum())
+
+
+def _overflowed(original: Tensor, found: Tensor) -> int:
+    """How many elements are not finite although the original's are."""
+    return int((~torch.isfinite(found) & torch.isfinite(original)).sum())
+
+
+def _sums(weight: Tensor, want: Tensor, got: Tensor, touched: Tensor) -> Sums:
+    """The sums of a block; `touched` is what of W the adapter reaches."""
+    a, i, gap, w = ((got - weight), (want - weight), (got - want), touched)
+    pairs = ((a, i), (a, a), (i, i), (gap, gap), (w, w))
+    return Sums(*(float(torch.dot(one.reshape(-1), two.reshape(-1))) for one, two in pairs))
 
 
 def _misrounded(want: Tensor, got: Tensor, kind: torch.dtype, noise: float) -> Tensor:

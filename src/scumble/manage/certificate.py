@@ -133,8 +133,13 @@ def describe(certificate: Certificate) -> list[str]:
     """The certificate in a few lines for people."""
     overall, logits = certificate.overall, certificate.logits
     lines = [f"certificate: {'passed' if certificate.passed else 'FAILED'}"]
-    if overall.cosine is None:
+    if not overall.ii:
         lines[0] += "; the adapter changes nothing"
+    elif overall.cosine is None:
+        lines[0] += (
+            f"; the update is {overall.relative:.2g} of the weights' norm, too little to be told from "
+            "arithmetic noise, and is not judged"
+        )
     else:
         lines[0] += (
             f"; {len(certificate.modules)} tensors changed as intended to {1 - (overall.lost or 0):.2%} "

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scumble.manage.achieved import Achieved, achieved, changed, overflowed
+from scumble.manage.achieved import Achieved, achieved, changed, untouched
 from scumble.manage.intended import Rows, Wanted
 from scumble.manage.result import Result, named_dtype
 from scumble.manage.verdict import judge_types
@@ -148,13 +148,13 @@ class Comparison:
             bad = bool(outcome.misrounded)
         else:
             self.untouched += 1
-            count = changed(original, found, shape)
+            count, lost = untouched(original, found, shape)
             bad = bool(count)
             if count and not shared:
                 self.spoilt[name] = (
                     f"{name} is not reached by the adapter, and {count} of its elements changed"
                 )
-            elif stored.dtype.is_floating_point and (lost := overflowed(original, found, shape)):
+            elif lost:
                 self.spoilt[name] = (
                     f"{name}: {lost} elements overflow {str(stored.dtype).removeprefix('torch.')}"
                 )

@@ -12,9 +12,13 @@ below half a unit vanish instead; what is left then has less than half of the po
 The same half is the limit for the effect on prompts, where KL goes with the power. A deleted update has
 (0, 0), a doubled one a ratio of 2.
 
-A module whose intended norm is under 1 % of the whole update's warns and does not fail by these: what it
-loses cannot be more than 1 % of the update, and the prompts judge the whole. If it was skipped, that is still
+A module whose intended norm is under 1 % of the whole update's warns and does not fail by these, as long as
+all modules beyond the limits that are so small hold, together, no more than 1 % of the norm: what is lost with
+them cannot be more than that. Many small ones that hold more fail as one. If a module was skipped, that is also
 found element by element, as far as its type shows it.
+
+A change that is so small that arithmetic alone may have made it (`achieved.NOISE`) is not judged, and is
+warned of with its size.
 """
 
 from __future__ import annotations
@@ -25,7 +29,7 @@ from typing import Any
 
 import torch
 
-from scumble.manage.achieved import Achieved, Sums
+from scumble.manage.achieved import DORA_NOISE, NOISE, Achieved, Sums
 from scumble.manage.fidelity import Fidelity
 
 LOST = 0.5  # share of the update's power
@@ -50,7 +54,14 @@ TOLERANCES: dict[str, dict[str, Any]] = {
     },
     "small_part": {
         "share": SMALL_PART,
-        "reason": "a module with less of the update's norm warns, where others fail by cosine and ratio",
+        "reason": "a module with less of the update's norm warns, where others fail by cosine and ratio; those "
+        "that would, and hold more together, fail together",
+    },
+    "not_judged": {
+        "share": NOISE,
+        "share_of_untrained_dora": DORA_NOISE,
+        "reason": "of the weight's norm: sums in fp64 err by as much; DoRA's magnitude is kept in fp32, and scales "
+        "the weight by its rounding where there is no update",
     },
     "misrounded": {
         "most": 0,
@@ -85,17 +96,23 @@ def judge_modules(modules: Mapping[str, Achieved], overall: Sums) -> tuple[list[
     failures = _listed(
         [_rounding(name, wrong[name]) for name in sorted(wrong, key=lambda n: -_badness(wrong[n]))]
     )
-    lost, small = [], []
+    lost, small, together = [], [], Sums()
     for name in sorted(modules, key=lambda n: -_badness(modules[n])):
         if line := _out_of_limits(name, modules[name].sums):
-            share = math.sqrt(modules[name].sums.ii / overall.ii) if overall.ii else 0.0
+            share = _share(modules[name].sums, overall)
             if share < SMALL_PART:
                 small.append(f"{line}; it is {share:.2g} of the whole update's norm")
+                together += modules[name].sums
             else:
                 lost.append(line)
     line = _out_of_limits("the whole update", overall)
     failures = ([line] if line else []) + failures + _listed(lost)
-    warnings = _listed(small)
+    if _share(together, overall) > SMALL_PART:
+        failures.append(
+            f"{len(small)} small modules, together {_share(together, overall):.1%} of the update's norm, lost "
+            f"{math.sqrt(together.gap / together.ii):.0%} of their part, such as {small[0].partition(':')[0]}"
+        )
+    warnings = _listed(small) + _not_judged(modules)
     if not line and overall.lost is not None and overall.lost > NOTABLE_LOSS:
         warnings.insert(
             0, f"rounding the merged weights loses {overall.lost:.1%} of the update; fp32 would keep it"
@@ -161,6 +178,23 @@ def judge_types(
     return [
         f"dtype: config.json says {said}, and {len(names)} tensors are {_named(kind)}, such as {names[0]}"
         for kind, names in odd.items()
+    ]
+
+
+def _share(part: Sums, overall: Sums) -> float:
+    """Of the whole update's norm."""
+    return math.sqrt(part.ii / overall.ii) if overall.ii else 0.0
+
+
+def _not_judged(modules: Mapping[str, Achieved]) -> list[str]:
+    """A line on the tensors whose change is too small to be told from arithmetic noise, if there are any."""
+    names = [name for name, found in modules.items() if found.sums.negligible and found.sums.ii]
+    if not names:
+        return []
+    largest = max(names, key=lambda name: modules[name].sums.relative)
+    return [
+        f"{len(names)} tensors are to change by {modules[largest].sums.relative:.2g} of their norm at most "
+        f"({largest}): too little to be told from arithmetic noise, so whether it arrived is not judged"
     ]
 
 
