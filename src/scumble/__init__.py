@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from scumble.lora.bank import Bank
     from scumble.lora.spec import LoraSpec
     from scumble.manage.blend import blend
-    from scumble.manage.export import export
-    from scumble.manage.inspection import inspect
+    from scumble.manage.export.export import export
+    from scumble.manage.inspection.inspection import inspect
     from scumble.manage.merge import merge
     from scumble.manage.resize import resize
     from scumble.manage.unmerge import unmerge
@@ -62,8 +62,8 @@ _HOMES = {
     "cron_hardness": ("scumble.lab.cron", "cron_hardness"),
     "demo": ("scumble.lab.demo", "demo"),
     "doctor": ("scumble.models.doctor", "diagnose"),
-    "export": ("scumble.manage.export", "export"),
-    "inspect": ("scumble.manage.inspection", "inspect"),
+    "export": ("scumble.manage.export.export", "export"),
+    "inspect": ("scumble.manage.inspection.inspection", "inspect"),
     "load_base": ("scumble.models.base", "load_base"),
     "merge": ("scumble.manage.merge", "merge"),
     "resize": ("scumble.manage.resize", "resize"),

@@ -16,7 +16,7 @@ from scumble.lora.diagnostics import diagnose, spectrum_of
 from scumble.lora.lowrank import LowRank, decompose
 from scumble.lora.pairs import SIGN_ROWS, norm_of_blend, overlaps, pair_up, sign_conflict
 from scumble.lora.spec import LoraSpec
-from scumble.manage.sources import LoadedWeights
+from scumble.manage.inspection.sources import LoadedWeights
 from tests.tiny import tiny_gpt2, tiny_ids, tiny_llama
 
 EXACT = {"rel": 1e-9, "abs": 1e-12}  # both sides in fp64; sums of a few thousand terms in another order

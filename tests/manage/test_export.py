@@ -62,7 +62,7 @@ def test_a_model_with_an_adapter_in_its_folder_is_told_apart(folders):
     """A merged folder is a model, also where a run's adapter lies in a folder below it."""
     _, run, base = folders
     (base / "adapter").symlink_to(run / "adapter")
-    from scumble.manage.holding import holding
+    from scumble.manage.export.holding import holding
 
     assert holding(base) == "model"
     assert holding(run) == "adapter"

@@ -11,8 +11,8 @@ import yaml
 
 from scumble.errors import DataError, MissingFileError, OutputExistsError
 from scumble.lora.adapter import Adapter
-from scumble.manage.card import export_card
-from scumble.manage.licence import licence_of
+from scumble.manage.export.card import export_card
+from scumble.manage.export.licence import licence_of
 from scumble.models.resolve import EMBEDDED_NAME
 from tests.manage.folders import model_of, save
 

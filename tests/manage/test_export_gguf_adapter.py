@@ -15,8 +15,8 @@ from gguf import GGUFReader
 
 from scumble.errors import AdapterError, ConfigError, NotSupportedError
 from scumble.lora.adapter import Adapter
-from scumble.manage.gguf_adapter import export_adapter
-from scumble.manage.gguf_model import export_model
+from scumble.manage.export.gguf_adapter import export_adapter
+from scumble.manage.export.gguf_model import export_model
 from tests.lora.conftest import peft_model
 from tests.manage.folders import PRE, fields_of, model_of, save, tensors_of, types_of
 

@@ -9,10 +9,10 @@ import pytest
 import torch
 
 from scumble.errors import BaseModelError, ConfigError, NotSupportedError, OutputExistsError
-from scumble.manage.gguf_file import encoded
-from scumble.manage.gguf_model import export_model
-from scumble.manage.gguf_tokenizer import PRE as KNOWN
-from scumble.manage.gguf_tokenizer import probe_hash, vocabulary_of
+from scumble.manage.export.gguf_file import encoded
+from scumble.manage.export.gguf_model import export_model
+from scumble.manage.export.gguf_tokenizer import PRE as KNOWN
+from scumble.manage.export.gguf_tokenizer import probe_hash, vocabulary_of
 from tests.bases import LETTERS, letters_tokenizer
 from tests.manage.folders import (
     FAMILIES,
@@ -158,7 +158,7 @@ def test_shards_are_read(tmp_path):
 def test_blocks_of_rows_are_quantised_as_the_whole(monkeypatch):
     weight = torch.randn(50, 64, generator=torch.Generator().manual_seed(0))
     whole = encoded(weight, "Q4_0", "w")
-    monkeypatch.setattr("scumble.manage.gguf_file._BLOCK", 64 * 7)
+    monkeypatch.setattr("scumble.manage.export.gguf_file._BLOCK", 64 * 7)
     assert (encoded(weight, "Q4_0", "w") == whole).all()
     assert whole.size == 50 * 2 * 18  # two blocks in a row, each 2 bytes of scale and 16 of numbers
 

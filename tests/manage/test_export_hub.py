@@ -10,7 +10,7 @@ from huggingface_hub import constants, errors
 
 from scumble.errors import ConfigError, ManifestError, NotSupportedError, OutputError
 from scumble.lora.adapter import Adapter
-from scumble.manage.hub import explained, export_hub
+from scumble.manage.export.hub import explained, export_hub
 from tests.manage.folders import model_of
 
 SECRET = "hf_abcdefghijklmnopqrstuvwxyz"

@@ -18,8 +18,8 @@ from transformers import AutoTokenizer
 from scumble.lora.adapter import Adapter, Factors
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
-from scumble.manage.gguf_adapter import export_adapter
-from scumble.manage.gguf_model import export_model
+from scumble.manage.export.gguf_adapter import export_adapter
+from scumble.manage.export.gguf_model import export_model
 from scumble.models.base import Base, load_base
 from scumble.models.embedded import ensure
 

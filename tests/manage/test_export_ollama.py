@@ -4,7 +4,13 @@ from __future__ import annotations
 
 import pytest
 
-from scumble.manage.ollama import CHATML_IN_GO, ChatMl, chatml, write_adapter_modelfile, write_modelfile
+from scumble.manage.export.ollama import (
+    CHATML_IN_GO,
+    ChatMl,
+    chatml,
+    write_adapter_modelfile,
+    write_modelfile,
+)
 from tests.bases import BEGUN, CHATML, letters_tokenizer
 
 WITH_SYSTEM = (

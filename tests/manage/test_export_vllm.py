@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 
 from scumble.errors import ConfigError, NotSupportedError
 from scumble.lora.adapter import Adapter
-from scumble.manage.vllm import MAX_RANKS, export_vllm
+from scumble.manage.export.vllm import MAX_RANKS, export_vllm
 from tests.lora.conftest import peft_load, peft_model
 from tests.manage.folders import model_of, save
 from tests.tiny import logits, tiny_ids

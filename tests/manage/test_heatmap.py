@@ -6,7 +6,7 @@ import xml.etree.ElementTree as ET
 
 import pytest
 
-from scumble.manage.heatmap import Cell, columns_of, heat_map
+from scumble.manage.inspection.heatmap import Cell, columns_of, heat_map
 
 SVG = "{http://www.w3.org/2000/svg}"
 

@@ -15,10 +15,10 @@ from scumble.errors import AdapterError, ConfigError, ManifestError, MissingFile
 from scumble.lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
 from scumble.lora.fresh import fresh_adapter
 from scumble.lora.spec import LoraSpec
-from scumble.manage.expectations import expectation
-from scumble.manage.inspection import inspect, parse_weights
-from scumble.manage.inspection_page import render_inspection
-from scumble.manage.origin import manifest_of, origin_of, settings_in_words, sha256
+from scumble.manage.inspection.expectations import expectation
+from scumble.manage.inspection.inspection import inspect, parse_weights
+from scumble.manage.inspection.origin import manifest_of, origin_of, settings_in_words, sha256
+from scumble.manage.inspection.page import render_inspection
 from scumble.models.base import Base
 from tests.bases import letters_model, letters_tokenizer, sums
 

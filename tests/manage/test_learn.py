@@ -15,8 +15,8 @@ from scumble.data.examples import read_examples, split_by_hash
 from scumble.errors import AdapterError, ConfigError, DataError, TrainingError
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
-from scumble.manage.learn import Learned, learn_weights
-from scumble.manage.learn_curve import curve_svg, in_lines
+from scumble.manage.learning.curve import curve_svg, in_lines
+from scumble.manage.learning.learn import Learned, learn_weights
 from scumble.progress import Reporter
 from tests.bases import chat, make_letters_base, sums
 

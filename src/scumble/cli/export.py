@@ -77,7 +77,7 @@ def hub(
 
 def _run(kind: str, what: str, as_json: bool, **options: Any) -> None:
     from scumble.cli import output
-    from scumble.manage.export import export
+    from scumble.manage.export.export import export
 
     if kind == "gguf":
         options["quiet"] = as_json

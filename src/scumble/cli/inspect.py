@@ -29,8 +29,8 @@ def run(
     """What is in an adapter: configuration, origin, norms, ranks; of several, overlap and conflict."""
     from scumble.cli import inspected, output
     from scumble.files import refuse_existing, write_text
-    from scumble.manage.inspection import inspect, parse_weights
-    from scumble.manage.inspection_page import render_inspection
+    from scumble.manage.inspection.inspection import inspect, parse_weights
+    from scumble.manage.inspection.page import render_inspection
 
     asked = None if weights is None else parse_weights(weights)
     if html is not None:

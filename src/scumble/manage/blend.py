@@ -20,8 +20,8 @@ from scumble.lora.bank import Bank
 from scumble.lora.blend import Blended, Recipe
 from scumble.lora.blend import blend as blend_parts
 from scumble.lora.part import Part
-from scumble.manage.learn import Learned, learn_weights
-from scumble.manage.learn_curve import curve_svg
+from scumble.manage.learning.curve import curve_svg
+from scumble.manage.learning.learn import Learned, learn_weights
 from scumble.manage.written import WrittenAdapter, write_blended
 from scumble.models.base import Base, load_base
 from scumble.models.checkpoint import Checkpoint, open_checkpoint

@@ -19,10 +19,10 @@ from typing import Any
 from torch import Tensor
 
 from scumble.errors import BaseModelError
-from scumble.manage.gguf_architecture import Architecture, architecture_of
-from scumble.manage.gguf_file import TYPES, Planned, block_fits, gguf_path, type_named, write_gguf
-from scumble.manage.gguf_tokenizer import Vocabulary, vocabulary_of
-from scumble.manage.ollama import modelfile_path, write_modelfile
+from scumble.manage.export.gguf_architecture import Architecture, architecture_of
+from scumble.manage.export.gguf_file import TYPES, Planned, block_fits, gguf_path, type_named, write_gguf
+from scumble.manage.export.gguf_tokenizer import Vocabulary, vocabulary_of
+from scumble.manage.export.ollama import modelfile_path, write_modelfile
 from scumble.models.checkpoint import Checkpoint, open_checkpoint
 from scumble.models.weights import read_tokenizer
 from scumble.progress import Reporter

@@ -13,7 +13,7 @@ from typing import Any
 from scumble.lora.diagnostics import ModuleFigures
 from scumble.lora.pairs import PairFigures
 from scumble.lora.spec import LoraSpec
-from scumble.manage.origin import Manifest, Origin
+from scumble.manage.inspection.origin import Manifest, Origin
 
 
 @dataclass(frozen=True)
@@ -47,7 +47,7 @@ class AdapterFindings:
         parameters, bytes: numbers it holds, and the size of its weights' file.
         base_name, base_hash: of the base it was trained on, where it says so.
         sha256: of its weights' file.
-        manifest, origin: see `scumble.manage.origin`.
+        manifest, origin: see `scumble.manage.inspection.origin`.
         modules: the updates.
         on_data: from a module's path to the norm of the update's outputs over that of the module's own.
         beside: what it holds beside low-rank updates, from its name to how many numbers.

@@ -22,9 +22,9 @@ from torch import Tensor
 
 from scumble.errors import AdapterError, ConfigError, NotSupportedError
 from scumble.lora.adapter import Adapter, Factors
-from scumble.manage.gguf_architecture import Architecture, architecture_of
-from scumble.manage.gguf_file import Planned, gguf_path, type_named, write_gguf
-from scumble.manage.ollama import modelfile_path, write_adapter_modelfile
+from scumble.manage.export.gguf_architecture import Architecture, architecture_of
+from scumble.manage.export.gguf_file import Planned, gguf_path, type_named, write_gguf
+from scumble.manage.export.ollama import modelfile_path, write_adapter_modelfile
 from scumble.models.embedded import ensure
 from scumble.models.hub import explain, hub_reachable
 from scumble.models.resolve import EMBEDDED_NAME, resolve

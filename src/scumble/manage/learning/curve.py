@@ -9,8 +9,8 @@ from __future__ import annotations
 from collections.abc import Sequence
 from html import escape
 
-from scumble.manage.learn import Learned
-from scumble.manage.weight_search import Point
+from scumble.manage.learning.learn import Learned
+from scumble.manage.learning.search import Point
 
 WIDTH, HEIGHT, LEFT, GAP = 640, 380, 64, 36  # of the drawing, in units of its viewBox
 COLOURS = (

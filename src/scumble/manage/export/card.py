@@ -19,9 +19,9 @@ from scumble.errors import ConfigError, DataError, MissingFileError
 from scumble.files import read_bounded, refuse_existing, write_text
 from scumble.lora.adapter import CONFIG_NAME, WEIGHTS_NAME, read_config
 from scumble.lora.spec import LoraSpec
-from scumble.manage.holding import folder_of, holding, named
-from scumble.manage.licence import licence_of
-from scumble.manage.origin import Origin, origin_of, settings_in_words
+from scumble.manage.export.holding import folder_of, holding, named
+from scumble.manage.export.licence import licence_of
+from scumble.manage.inspection.origin import Origin, origin_of, settings_in_words
 
 _BIGGEST = 64 * 2**20  # bytes of a comparison that are read
 _LIBRARIES = ("scumble", "peft", "transformers", "torch")

@@ -12,8 +12,8 @@ from typing import Any
 from markupsafe import Markup
 
 from scumble.compare.page import count, duration, number, render, share, size
-from scumble.manage.findings import AdapterFindings, Inspection, PairFindings
-from scumble.manage.heatmap import Cell, columns_of, heat_map
+from scumble.manage.inspection.findings import AdapterFindings, Inspection, PairFindings
+from scumble.manage.inspection.heatmap import Cell, columns_of, heat_map
 
 
 def render_inspection(found: Inspection) -> str:
@@ -23,7 +23,7 @@ def render_inspection(found: Inspection) -> str:
         A self-contained HTML document; the same findings give the same text.
     """
     return render(
-        "manage/inspection.html.j2",
+        "manage/inspection/inspection.html.j2",
         names=[adapter.name for adapter in found.adapters],
         adapters=[_adapter(adapter, found) for adapter in found.adapters],
         pairs=[_pair(pair) for pair in found.pairs],

@@ -22,7 +22,7 @@ from scumble.data.encoding import Encoded, encode_all
 from scumble.data.examples import Example, hash_examples, split_by_hash
 from scumble.errors import AdapterError, ConfigError, DataError
 from scumble.lora.bank import Bank
-from scumble.manage.weight_search import Point, Search, TaskSet, layer_row, shown
+from scumble.manage.learning.search import Point, Search, TaskSet, layer_row, shown
 from scumble.models.threads import threads_for, with_threads
 from scumble.progress import Reporter
 

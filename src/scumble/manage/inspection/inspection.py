@@ -23,10 +23,16 @@ from scumble.lora.adapter import WEIGHTS_NAME
 from scumble.lora.diagnostics import Diagnosis, Weights, diagnose
 from scumble.lora.fit import fit
 from scumble.lora.pairs import PairFigures, norm_of_blend, pair_up
-from scumble.manage.expectations import cosine_on_data, expectation, strengths_on_data
-from scumble.manage.findings import AdapterFindings, DataFindings, DataPair, Inspection, PairFindings
-from scumble.manage.origin import manifest_of, origin_of, settings_in_words, sha256
-from scumble.manage.sources import Opened, base_weights, open_adapters
+from scumble.manage.inspection.expectations import cosine_on_data, expectation, strengths_on_data
+from scumble.manage.inspection.findings import (
+    AdapterFindings,
+    DataFindings,
+    DataPair,
+    Inspection,
+    PairFindings,
+)
+from scumble.manage.inspection.origin import manifest_of, origin_of, settings_in_words, sha256
+from scumble.manage.inspection.sources import Opened, base_weights, open_adapters
 from scumble.models.base import Base, load_base
 from scumble.models.resolve import resolve
 from scumble.models.threads import threads_for, with_threads

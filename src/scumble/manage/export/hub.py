@@ -16,7 +16,7 @@ from typing import Any
 from urllib.parse import urlsplit
 
 from scumble.errors import ConfigError, NotSupportedError, OutputError, ScumbleError
-from scumble.manage.holding import folder_of
+from scumble.manage.export.holding import folder_of
 from scumble.manifest import check_manifest
 
 _NAME = re.compile(r"[A-Za-z0-9][\w.-]{0,95}/[A-Za-z0-9][\w.-]{0,95}")

@@ -9,12 +9,12 @@ from pathlib import Path
 from typing import Any, TypeAlias
 
 from scumble.errors import ConfigError
-from scumble.manage.card import Card, export_card
-from scumble.manage.gguf_adapter import GgufAdapter, export_adapter
-from scumble.manage.gguf_model import GgufModel, export_model
-from scumble.manage.holding import adapter_folder, holding, named
-from scumble.manage.hub import Upload, export_hub
-from scumble.manage.vllm import VllmAdapter, export_vllm
+from scumble.manage.export.card import Card, export_card
+from scumble.manage.export.gguf_adapter import GgufAdapter, export_adapter
+from scumble.manage.export.gguf_model import GgufModel, export_model
+from scumble.manage.export.holding import adapter_folder, holding, named
+from scumble.manage.export.hub import Upload, export_hub
+from scumble.manage.export.vllm import VllmAdapter, export_vllm
 
 Exported: TypeAlias = GgufModel | GgufAdapter | VllmAdapter | Card | Upload
 KINDS = ("gguf", "vllm", "card", "hub")

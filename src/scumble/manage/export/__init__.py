@@ -1,0 +1,1 @@
+"""The forms that other tools take: GGUF, vLLM, a model card, the hub."""

@@ -1,0 +1,1 @@
+"""Weights of a blend learned from examples."""
