@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors.torch import load_file, save_file
 
 from scumble.errors import AdapterError, ManifestError, MissingFileError, ScumbleError
-from scumble.lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter
+from scumble.lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, Factors
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.manifest import MANIFEST_NAME
@@ -322,3 +322,19 @@ def test_factors_of_an_embedding_at_a_linear_layer_are_refused(folder):
     save_file(tensors, folder / WEIGHTS_NAME)
     with pytest.raises(AdapterError, match="is a Linear in the base"):
         Bank(tiny_llama()).add("a", folder)
+
+
+def test_dora_that_divides_by_nothing_cannot_reach_the_rows_of_others() -> None:
+    """W + s B A made zero in one row: its gain is infinite, and zero times that is not zero."""
+    model = tiny_llama()
+    path = "model.layers.0.self_attn.q_proj"
+    weight = model.get_submodule(path).weight.detach().clone()
+    A, B = torch.zeros(4, 16), torch.zeros(16, 4)
+    A[0], B[3, 0] = weight[3], -0.5  # at a scale of 2 this is -W in row 3
+    spec = LoraSpec(rank=4, alpha=8.0, targets=(path,), dora=True)
+    hostile = Adapter(spec, {path: Factors(A, B, magnitude=weight.norm(dim=1))})
+    bank = Bank(model)
+    with pytest.raises(AdapterError, match="cannot rescale row 3"):
+        bank.add("hostile", hostile)
+    assert bank.names == []
+    assert logits(bank.model, tiny_ids()).isfinite().all()

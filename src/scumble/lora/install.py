@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from scumble.errors import AdapterError
-from scumble.lora.adapter import Adapter, Factors
+from scumble.lora.adapter import MAX_VALUE, Adapter, Factors
 from scumble.lora.fit import saved_paths, token_paths
 from scumble.lora.layer import BankLayer, Slot
 from scumble.lora.routing import Routing
@@ -37,7 +37,8 @@ class Installation:
         """Put an adapter that fits into a new slot, frozen; on an error everything is as before.
 
         Raises:
-            AdapterError: another adapter replaces whole what this one updates, or the other way round.
+            AdapterError: another adapter replaces whole what this one updates, or the other way round; or DoRA
+                cannot rescale a row of W + s B A, since it is zero.
         """
         tied = self._tied(adapter)
         updated = sorted({*adapter.factors, *adapter.biases, *tied})
@@ -48,6 +49,7 @@ class Installation:
             for path in updated:
                 layer = cast(BankLayer, self._wrap(path, BankLayer))
                 layer.slots[slot] = _slot_of(adapter, path, layer, tied.get(path), shared)
+                _check_gain(cast(Slot, layer.slots[slot]), layer)
             for path in replaced:
                 inside = path + "."
                 tensors = {
@@ -138,6 +140,19 @@ def set_module(model: nn.Module, path: str, module: nn.Module) -> None:
 
 def _held(layer: BankLayer | SavedModule) -> nn.ModuleDict:
     return layer.slots if isinstance(layer, BankLayer) else layer.copies
+
+
+def _check_gain(slot: Slot, layer: BankLayer) -> None:
+    """Refuse DoRA where a row is not finite: zero times that, in rows of other adapters, would not be zero."""
+    if slot.magnitude is None or layer.weight.is_meta:
+        return
+    gain = slot.gain(layer.matrix())
+    wrong = (~(gain.abs() <= MAX_VALUE)).nonzero()
+    if wrong.numel():
+        raise AdapterError(
+            f"DoRA at {layer.path} cannot rescale row {int(wrong[0])}: W + s B A is zero there, or nearly",
+            "it was made for another base, or is damaged",
+        )
 
 
 def _slot_of(
