@@ -6,6 +6,7 @@ from scumble.config import (
     ELSEWHERE,
     ChatOptions,
     CompareOptions,
+    DataOptions,
     LoraOptions,
     TrainOptions,
     make,
@@ -106,7 +107,7 @@ def test_what_is_not_done_is_refused_by_name_with_what_does_it(method):
     assert caught.value.hint
 
 
-@pytest.mark.parametrize("group", [LoraOptions, TrainOptions, CompareOptions, ChatOptions])
+@pytest.mark.parametrize("group", [LoraOptions, DataOptions, TrainOptions, CompareOptions, ChatOptions])
 def test_every_option_says_what_it_is(group):
     assert all(field.description for field in group.model_fields.values())
 

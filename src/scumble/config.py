@@ -80,7 +80,19 @@ class LoraOptions(Options):
     dora: bool = Field(False, description="Train direction and magnitude (DoRA)")
 
 
-class TrainOptions(LoraOptions):
+class DataOptions(Options):
+    """How data become what a model is trained on."""
+
+    format: Literal["chat", "prompt_completion", "alpaca", "sharegpt", "text"] | None = Field(
+        None, description="chat, prompt_completion, alpaca, sharegpt or text; recognised where not told"
+    )
+    template: str | None = Field(None, description="File with a chat template, instead of the tokenizer's")
+    train_on: Literal["all", "last"] = Field(
+        "all", description="Every answer of a conversation carries a loss, or only the last"
+    )
+
+
+class TrainOptions(LoraOptions, DataOptions):
     """One run of training."""
 
     base: str | None = Field(None, description="Alias, folder, hub name or GGUF file")

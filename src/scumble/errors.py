@@ -81,7 +81,18 @@ class BaseModelError(ScumbleError, OSError):
 
 
 class DataError(ScumbleError, ValueError):
-    """A data set cannot be read, or has nothing to learn from."""
+    """A data set cannot be read, or has nothing to learn from.
+
+    Attributes:
+        kind: the name of the check that `scumble data check` reports it under.
+        line: the line or example that it is about, from 1; None where it is about the whole.
+    """
+
+    def __init__(
+        self, message: str, hint: str = "", *, kind: str = "malformed", line: int | None = None
+    ) -> None:
+        super().__init__(message, hint)
+        self.kind, self.line = kind, line
 
 
 class MissingFileError(ScumbleError, FileNotFoundError):
