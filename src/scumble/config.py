@@ -92,7 +92,7 @@ class DataOptions(Options):
     )
 
 
-class TrainOptions(LoraOptions, DataOptions):
+class TrainOptions(DataOptions, LoraOptions):
     """One run of training."""
 
     base: str | None = Field(None, description="Alias, folder, hub name or GGUF file")
