@@ -11,13 +11,16 @@ nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
-from typing import Any
+from typing import Any, Literal, TypeAlias
 
 from scumble.data.examples import Example
+from scumble.data.templates import Template, load_template
 from scumble.errors import DataError
+
+TrainOn: TypeAlias = Literal["all", "last"]
 
 
 @dataclass(frozen=True)
@@ -65,13 +68,27 @@ class EncodedSet:
         return sum(example.targets for example in self.examples)
 
 
-def encode_all(examples: Sequence[Example], tokenizer: Any, max_length: int) -> EncodedSet:
+def encode_all(
+    examples: Sequence[Example],
+    tokenizer: Any,
+    max_length: int,
+    *,
+    train_on: TrainOn = "all",
+    template: Template | None = None,
+) -> EncodedSet:
     """Encode every example; those longer than `max_length` tokens are left out and named.
+
+    Args:
+        examples: all of them.
+        tokenizer: as for `encode`.
+        max_length: tokens of the longest that is kept.
+        train_on: as for `encode`.
+        template: as for `encode`.
 
     Raises:
         DataError: one cannot be encoded, or nothing remains.
     """
-    encoded = [encode(example, tokenizer, number) for number, example in enumerate(examples)]
+    encoded = list(encode_each(examples, tokenizer, train_on=train_on, template=template))
     kept = [example for example in encoded if len(example.ids) <= max_length]
     long = [(example.where, len(example.ids)) for example in encoded if len(example.ids) > max_length]
     if not kept:
@@ -83,18 +100,54 @@ def encode_all(examples: Sequence[Example], tokenizer: Any, max_length: int) -> 
     return EncodedSet(kept, long)
 
 
-def encode(example: Example, tokenizer: Any, number: int = 0) -> Encoded:
+def encode_each(
+    examples: Iterable[Example],
+    tokenizer: Any,
+    *,
+    train_on: TrainOn = "all",
+    template: Template | None = None,
+    on_error: Callable[[DataError], None] | None = None,
+) -> Iterator[Encoded]:
+    """Encode examples one after the other, numbered from 0, holding few of them at a time.
+
+    Args:
+        examples: from anywhere.
+        tokenizer: as for `encode`.
+        train_on: as for `encode`.
+        template: as for `encode`.
+        on_error: called with what is wrong with an example, which is then left out; without it, it is raised.
+    """
+    for number, example in enumerate(examples):
+        try:
+            yield encode(example, tokenizer, number, train_on=train_on, template=template)
+        except DataError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+
+
+def encode(
+    example: Example,
+    tokenizer: Any,
+    number: int = 0,
+    *,
+    train_on: TrainOn = "all",
+    template: Template | None = None,
+) -> Encoded:
     """Encode one conversation.
 
     Args:
         example: the conversation.
         tokenizer: a fast tokenizer of transformers with a chat template.
         number: of the example in its data set.
+        train_on: whether every assistant's turn carries a loss, or the last one only.
+        template: the chat template (`load_template`); without it, the tokenizer's.
 
     Raises:
         DataError: the template cannot render it, rewrites earlier turns, or ends turns without an end token.
     """
-    text, spans = render_spans(example, tokenizer)
+    text, spans = render_spans(example, tokenizer, template)
+    spans = spans[-1:] if train_on == "last" else spans
     ids, offsets = _tokenized(text, [start for start, _ in spans], tokenizer)
     supervised = [False] * len(ids)
     for start, end in spans:
@@ -117,13 +170,22 @@ def encode(example: Example, tokenizer: Any, number: int = 0) -> Encoded:
     return Encoded(tuple(ids), tuple(supervised), number, example.where)
 
 
-def encode_prompt(messages: Sequence[dict[str, Any]], tokenizer: Any) -> list[int]:
+def encode_prompt(
+    messages: Sequence[dict[str, Any]],
+    tokenizer: Any,
+    *,
+    tools: Sequence[dict[str, Any]] | None = None,
+    template: Template | None = None,
+) -> list[int]:
     """The tokens after which the model answers: the turns so far and the generation prompt."""
-    text = _render(messages, tokenizer, "the prompt", generation=True)
+    template = template or load_template(tokenizer, tools=tools)
+    text = template.render(messages, "the prompt", tools=tools, generation=True)
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def render_spans(example: Example, tokenizer: Any) -> tuple[str, list[tuple[int, int]]]:
+def render_spans(
+    example: Example, tokenizer: Any, template: Template | None = None
+) -> tuple[str, list[tuple[int, int]]]:
     """The rendered conversation, and the character spans (start, end) of the assistant's turns.
 
     A span begins after the generation prompt and ends where the turn's rendering ends.
@@ -132,12 +194,13 @@ def render_spans(example: Example, tokenizer: Any) -> tuple[str, list[tuple[int,
         DataError: the rendering of the turns so far is no prefix of the rendering of more turns.
     """
     messages = example.messages
-    whole = _render(messages, tokenizer, example.where)
+    template = template or load_template(tokenizer)
+    whole = template.render(messages, example.where)
     spans = []
     for i, message in enumerate(messages):
         if message["role"] == "assistant":
-            before = _render(messages[:i], tokenizer, example.where, generation=True)
-            after = whole if i + 1 == len(messages) else _render(messages[: i + 1], tokenizer, example.where)
+            before = template.render(messages[:i], example.where, generation=True)
+            after = whole if i + 1 == len(messages) else template.render(messages[: i + 1], example.where)
             if not after.startswith(before) or not whole.startswith(after):
                 raise DataError(
                     f"{example.where}: the chat template rewrites earlier turns, so that what the model would have "
@@ -162,24 +225,6 @@ def _tokenized(text: str, starts: Sequence[int], tokenizer: Any) -> tuple[list[i
         return ids, offsets
     parts = [coded(a, b) for a, b in pairwise([0, *cuts, len(text)])]
     return [i for part, _ in parts for i in part], [pair for _, part in parts for pair in part]
-
-
-def _render(
-    messages: Iterable[dict[str, Any]], tokenizer: Any, where: str, *, generation: bool = False
-) -> str:
-    if not getattr(tokenizer, "chat_template", None):
-        raise DataError(
-            "the base's tokenizer has no chat template", "use an instruct model, or one with a template"
-        )
-    try:
-        text: str = tokenizer.apply_chat_template(
-            list(messages), tokenize=False, add_generation_prompt=generation
-        )
-    except Exception as error:  # a template is a program, and may fail in any way
-        raise DataError(
-            f"{where}: the chat template refuses it: {error}", "check the order of the roles"
-        ) from error
-    return text
 
 
 def _last_special(ids: Sequence[int], inside: Sequence[int], tokenizer: Any) -> int | None:
