@@ -12,7 +12,8 @@ from typing import Any
 
 from markupsafe import Markup
 
-from scumble.compare.page import compared, count, duration, number, render, setting, share, size, size_bars
+from scumble.compare.page import compared, size_bars
+from scumble.pages.render import count, duration, number, render, setting, share, size
 from scumble.train.curves import series, training_curves
 
 Facts = list[tuple[str, str]]

@@ -11,9 +11,9 @@ from typing import Any
 
 from markupsafe import Markup
 
-from scumble.compare.page import count, duration, number, render, share, size
 from scumble.manage.inspection.findings import AdapterFindings, Inspection, PairFindings
 from scumble.manage.inspection.heatmap import Cell, columns_of, heat_map
+from scumble.pages.render import count, duration, number, render, share, size
 
 
 def render_inspection(found: Inspection) -> str:
