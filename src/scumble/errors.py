@@ -117,3 +117,7 @@ class MissingExtraError(ScumbleError, ImportError):
 
 class NotSupportedError(ScumbleError, NotImplementedError):
     """Something Scumble does not do, refused by name."""
+
+
+class UnsupportedExampleError(DataError, NotSupportedError):
+    """One example of a data set is of a sort that is not trained on here, such as a picture."""

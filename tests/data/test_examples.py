@@ -79,7 +79,7 @@ def test_a_call_of_a_tool_needs_no_text() -> None:
         ("[" * 100_000, "not JSON"),
         ("1" * 5000, "not JSON"),
         ("[]", "no `messages`"),
-        ({"text": "x"}, "it has text"),
+        ({"question": "x"}, "it has question"),
         ({"messages": []}, "not a list with something"),
         ({"messages": "hi"}, "not a list"),
         (turns("hi"), "message 1: not an object"),
