@@ -168,7 +168,8 @@ def test_random_structures_are_read_or_refused(rows: list[Any]) -> None:
         examples = read_examples(rows)
         assert len(examples) == len(rows)
     for example in examples:
-        assert isinstance(example.expected, str)
+        assert (example.text is None) == bool(example.messages)
+        assert isinstance(example.expected if example.text is None else example.text, str)
         assert isinstance(example.question, str)
         assert 0 <= example.hash < 2**64
 

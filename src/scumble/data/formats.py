@@ -57,8 +57,6 @@ Message = dict[str, Any]
 
 def format_of(value: Any) -> str | None:
     """The format of one row, or None where it has the keys of none."""
-    if isinstance(value, str):
-        return "text"
     if not isinstance(value, dict):
         return None
     for name, keys in KEYS.items():
@@ -223,6 +221,9 @@ READERS: dict[str, Callable[[dict[str, Any]], tuple[Message, ...]]] = {
 def _unrecognised(value: Any) -> ProblemError:
     if isinstance(value, dict) and {"chosen", "rejected"} <= set(value):
         return ProblemError("preference pairs are not trained on here", "use TRL's DPOTrainer", "unsupported")
+    if isinstance(value, str):
+        # not taken for a text unasked: a list of texts may as well be one of file names
+        return ProblemError("a bare text", 'give the format text to learn it, or write {"text": ...}')
     return ProblemError(f"no `messages`{_keys(value)}", f"a row has the keys of one format: {_known()}")
 
 
