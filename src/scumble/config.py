@@ -92,6 +92,25 @@ class DataOptions(Options):
     )
 
 
+class PreviewOptions(Options):
+    """How much of a data set is looked at."""
+
+    n: int = Field(3, ge=0, description="Examples shown token by token")
+    limit: int = Field(2000, ge=1, description="Measure the first so many examples")
+    batch: int = Field(8, ge=1, description="Examples in the batches that savings are measured on")
+    max_length: int = Field(2048, ge=2, description="Tokens of the longest example that is kept")
+
+
+class SplitOptions(Options):
+    """How a data set is cut in parts."""
+
+    share: float = Field(0.1, gt=0, lt=1, description="Share of the validation part")
+    test: float = Field(0.0, ge=0, lt=1, description="Share of a test part")
+    seed: int = Field(0, ge=0, le=_SEEDS, description="Another seed cuts elsewhere")
+    group: str | None = Field(None, description="Field whose equal values stay together")
+    stratify: str | None = Field(None, description="Field of whose every value each part gets its share")
+
+
 class TrainOptions(DataOptions, LoraOptions):
     """One run of training."""
 
