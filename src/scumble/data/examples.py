@@ -70,7 +70,7 @@ def iter_examples(
     for row in open_rows(source, part, report):
         found += 1
         try:
-            example = _example(row, format)
+            example = example_of(row, format)
         except DataError as error:
             if on_error is None:
                 raise
@@ -115,8 +115,12 @@ def split_by_hash(examples: Sequence[Example], share: float) -> tuple[list[Examp
     return [e for e, number in paired if number not in held], [e for e, number in paired if number in held]
 
 
-def _example(row: Row, format: str | None) -> Example:
-    """An example that was made before is checked again, and keeps its place."""
+def example_of(row: Row, format: str | None = None) -> Example:
+    """The example that a row is; one that was made before is checked again, and keeps its place.
+
+    Raises:
+        DataError: it is malformed; with the line number.
+    """
     value = row.value
     if not isinstance(value, Example):
         return to_example(
