@@ -96,6 +96,28 @@ def new_folder(path: str | Path, *, force: bool = False) -> Iterator[Path]:
                     folder.rmdir()
 
 
+@contextmanager
+def new_file(path: str | Path) -> Iterator[Path]:
+    """Yield a temporary name beside `path`; rename it to `path` where the body succeeds, and remove it elsewhere.
+
+    Raises:
+        OutputError: it cannot be written.
+    """
+    path = Path(path).expanduser()
+    temporary = path.with_name(f".{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        temporary.replace(path)
+    except OSError as error:
+        if isinstance(error, ScumbleError):
+            raise
+        raise _output_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            temporary.unlink(missing_ok=True)
+
+
 def write_text(path: str | Path, text: str) -> Path:
     """Write a file under a temporary name, then rename it.
 
