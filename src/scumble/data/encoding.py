@@ -1,26 +1,39 @@
 """From a conversation to tokens, and which of them carry a loss.
 
-The loss covers what the model itself would have to write: the content of every assistant's turn and the
-token that ends it. The spans are found by rendering prefixes, with no trust in `{% generation %}` marks: the
-text up to a turn with the generation prompt, and the text with the turn, which must be an extension of it,
-as the whole must be of both. The text is tokenized once, with no further special tokens, so that there are
-never two begin tokens; where a token would reach from the prompt into an answer (a line break and the space
-that the answer begins with), it is cut there, as it is when the model is asked. Knows a tokenizer and
-nothing of models.
+Which characters carry one is for `masks` to tell. The text is tokenized once, with no further special tokens,
+so that there are never two begin tokens; where a token would reach from the prompt into an answer (a line break
+and the space that the answer begins with), it is cut there, as it is when the model is asked. A plain text is
+tokenized as the tokenizer would by itself, with an end token after it, and every token carries a loss. Knows a
+tokenizer and nothing of models.
 """
 
 from __future__ import annotations
 
+from bisect import bisect_left
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import pairwise
-from typing import Any, Literal, TypeAlias
+from itertools import islice, pairwise
+from typing import Any
 
-from scumble.data.examples import Example
-from scumble.data.templates import Template, load_template
+from scumble.data.example import Example
+from scumble.data.masks import Masked, TrainOn, mask
+from scumble.data.templates import Spans, Template, load_template
 from scumble.errors import DataError
 
-TrainOn: TypeAlias = Literal["all", "last"]
+__all__ = [
+    "Encoded",
+    "EncodedSet",
+    "TrainOn",
+    "encode",
+    "encode_all",
+    "encode_each",
+    "encode_prompt",
+    "render_spans",
+]
+
+# so many texts are tokenized at once, on all cores
+_AT_ONCE = 256
+Offsets = list[tuple[int, int]]
 
 
 @dataclass(frozen=True)
@@ -32,12 +45,14 @@ class Encoded:
         supervised: whether each token carries a loss, (length,).
         number: the example's number in its data set, which its dropout masks depend on.
         where: the source and the line, for messages.
+        notes: what the template did that a reader should know (`Masked.notes`).
     """
 
     ids: tuple[int, ...]
     supervised: tuple[bool, ...]
     number: int
     where: str
+    notes: tuple[str, ...] = ()
 
     @property
     def targets(self) -> int:
@@ -117,13 +132,31 @@ def encode_each(
         template: as for `encode`.
         on_error: called with what is wrong with an example, which is then left out; without it, it is raised.
     """
-    for number, example in enumerate(examples):
-        try:
-            yield encode(example, tokenizer, number, train_on=train_on, template=template)
-        except DataError as error:
-            if on_error is None:
-                raise
-            on_error(error)
+    numbered = enumerate(examples)
+    templates = _Templates(tokenizer, template)
+    while group := list(islice(numbered, _AT_ONCE)):
+        drawn: list[tuple[int, Example, Masked | None]] = []
+        failed: list[tuple[int, DataError]] = []
+        for number, example in group:
+            try:
+                drawn.append((number, example, _masked(example, templates, train_on)))
+            except DataError as error:
+                failed.append((number, error))
+                if on_error is None:
+                    break  # what came before it is yielded first
+        tokens = _tokenized_together([(e, m) for _, e, m in drawn], tokenizer)
+        done = {number: (e, m, t) for (number, e, m), t in zip(drawn, tokens, strict=True)}
+        errors = dict(failed)
+        for number, _ in group:
+            try:
+                if number in errors:
+                    raise errors[number]
+                if number in done:
+                    yield _encoded(*done[number], number, tokenizer)
+            except DataError as error:
+                if on_error is None:
+                    raise
+                on_error(error)
 
 
 def encode(
@@ -134,7 +167,7 @@ def encode(
     train_on: TrainOn = "all",
     template: Template | None = None,
 ) -> Encoded:
-    """Encode one conversation.
+    """Encode one conversation, or one plain text.
 
     Args:
         example: the conversation.
@@ -144,30 +177,12 @@ def encode(
         template: the chat template (`load_template`); without it, the tokenizer's.
 
     Raises:
-        DataError: the template cannot render it, rewrites earlier turns, or ends turns without an end token.
+        DataError: the template cannot render it, rewrites earlier turns, or ends turns without an end token; no
+            token carries a loss; there are two begin tokens.
     """
-    text, spans = render_spans(example, tokenizer, template)
-    spans = spans[-1:] if train_on == "last" else spans
-    ids, offsets = _tokenized(text, [start for start, _ in spans], tokenizer)
-    supervised = [False] * len(ids)
-    for start, end in spans:
-        inside = [i for i, (a, b) in enumerate(offsets) if a >= start and b <= end and b > a]
-        ending = _last_special(ids, inside, tokenizer)
-        # a special token in the middle of the answer is no end, whatever its name
-        if ending is None or text[offsets[ending][1] : end].strip():
-            raise DataError(
-                f"{example.where}: the chat template ends the assistant's turn without an end token",
-                "the model would never learn to stop; use a tokenizer whose template has one",
-            )
-        # what the template writes after the end token (a line break) is not the model's to write
-        for i in inside:
-            supervised[i] = i <= ending
-    if not any(supervised):
-        raise DataError(f"{example.where}: no token carries a loss", "the assistant's turns are empty")
-    bos = tokenizer.bos_token_id
-    if bos is not None and ids[:2] == [bos, bos]:
-        raise DataError(f"{example.where}: two begin tokens", "remove the begin token from the text")
-    return Encoded(tuple(ids), tuple(supervised), number, example.where)
+    masked = _masked(example, _Templates(tokenizer, template), train_on)
+    (tokens,) = _tokenized_together([(example, masked)], tokenizer)
+    return _encoded(example, masked, tokens, number, tokenizer)
 
 
 def encode_prompt(
@@ -183,51 +198,125 @@ def encode_prompt(
     return list(tokenizer(text, add_special_tokens=False)["input_ids"])
 
 
-def render_spans(
-    example: Example, tokenizer: Any, template: Template | None = None
-) -> tuple[str, list[tuple[int, int]]]:
-    """The rendered conversation, and the character spans (start, end) of the assistant's turns.
-
-    A span begins after the generation prompt and ends where the turn's rendering ends.
+def render_spans(example: Example, tokenizer: Any, template: Template | None = None) -> tuple[str, Spans]:
+    """The rendered conversation, and the character spans (start, end) that carry a loss.
 
     Raises:
-        DataError: the rendering of the turns so far is no prefix of the rendering of more turns.
+        DataError: as `encode`.
     """
-    messages = example.messages
-    template = template or load_template(tokenizer)
-    whole = template.render(messages, example.where)
-    spans = []
-    for i, message in enumerate(messages):
-        if message["role"] == "assistant":
-            before = template.render(messages[:i], example.where, generation=True)
-            after = whole if i + 1 == len(messages) else template.render(messages[: i + 1], example.where)
-            if not after.startswith(before) or not whole.startswith(after):
-                raise DataError(
-                    f"{example.where}: the chat template rewrites earlier turns, so that what the model would have "
-                    f"written in message {i + 1} cannot be told",
-                    "split the conversation so that each example has one answer",
-                )
-            spans.append((len(before), len(after)))
-    return whole, spans
+    masked = _masked(example, _Templates(tokenizer, template), "all")
+    return (
+        (example.text or "", [(0, len(example.text or ""))])
+        if masked is None
+        else (masked.text, masked.spans)
+    )
 
 
-def _tokenized(text: str, starts: Sequence[int], tokenizer: Any) -> tuple[list[int], list[tuple[int, int]]]:
-    """Token ids of a text and the characters (start, end) of each; no token reaches across one of `starts`."""
+class _Templates:
+    """The template for an example: that which was named, or the tokenizer's for one with tools or without."""
 
-    def coded(start: int, end: int) -> tuple[list[int], list[tuple[int, int]]]:
-        found = tokenizer(text[start:end], add_special_tokens=False, return_offsets_mapping=True)
-        return list(found["input_ids"]), [(a + start, b + start) for a, b in found["offset_mapping"]]
+    def __init__(self, tokenizer: Any, named: Template | None) -> None:
+        self._tokenizer, self._named = tokenizer, named
+        self._known: dict[bool, Template] = {}
 
-    ids, offsets = coded(0, len(text))
+    def __getitem__(self, tools: bool) -> Template:
+        if self._named is not None:
+            return self._named
+        if tools not in self._known:
+            self._known[tools] = load_template(self._tokenizer, tools=[{}] if tools else None)
+        return self._known[tools]
+
+
+def _masked(example: Example, templates: _Templates, train_on: TrainOn) -> Masked | None:
+    """The text and its spans; None for a plain text."""
+    if example.text is not None:
+        return None
+    masked = mask(example, templates[bool(example.tools)], train_on)
+    if not masked.spans:
+        raise DataError(
+            f"{example.where}: no token carries a loss",
+            "the assistant's turns are empty, or all have weight 0",
+            kind="nothing_supervised",
+            line=example.number or None,
+        )
+    return masked
+
+
+def _tokenized_together(
+    drawn: Sequence[tuple[Example, Masked | None]], tokenizer: Any
+) -> list[tuple[list[int], Offsets]]:
+    """Token ids of each text and the characters (start, end) of each token; none reaches across a span's edge."""
+    chats = [i for i, (_, masked) in enumerate(drawn) if masked is not None]
+    texts = [i for i, (_, masked) in enumerate(drawn) if masked is None]
+    found: dict[int, tuple[list[int], Offsets]] = {}
+    for numbers, special in ((chats, False), (texts, True)):
+        if numbers:
+            together = [
+                masked.text if masked is not None else str(e.text)
+                for e, masked in (drawn[i] for i in numbers)
+            ]
+            coded = tokenizer(together, add_special_tokens=special, return_offsets_mapping=not special)
+            offsets = coded["offset_mapping"] if not special else [[]] * len(numbers)
+            found |= dict(zip(numbers, zip(coded["input_ids"], offsets, strict=True), strict=True))
+    for i in chats:
+        masked = drawn[i][1]
+        assert masked is not None
+        found[i] = _cut(*found[i], masked, tokenizer)
+    return [found[i] for i in range(len(drawn))]
+
+
+def _cut(ids: list[int], offsets: Offsets, masked: Masked, tokenizer: Any) -> tuple[list[int], Offsets]:
+    """The same tokens where none reaches across the edge of a span; else the text is tokenized in parts."""
+    edges = sorted({edge for span in masked.spans for edge in span})
     # by SentencePiece a part begins with a space of its own, so nothing is cut that need not be
-    cuts = [start for start in starts if any(a < start < b for a, b in offsets)]
+    cuts = [edge for edge in edges if _crossing(edge, offsets)]
     if not cuts:
         return ids, offsets
-    parts = [coded(a, b) for a, b in pairwise([0, *cuts, len(text)])]
-    return [i for part, _ in parts for i in part], [pair for _, part in parts for pair in part]
+    parts = [(start, masked.text[start:end]) for start, end in pairwise([0, *cuts, len(masked.text)])]
+    coded = tokenizer([text for _, text in parts], add_special_tokens=False, return_offsets_mapping=True)
+    offsets = [
+        (a + start, b + start)
+        for (start, _), pairs in zip(parts, coded["offset_mapping"], strict=True)
+        for a, b in pairs
+    ]
+    return [i for part in coded["input_ids"] for i in part], offsets
 
 
-def _last_special(ids: Sequence[int], inside: Sequence[int], tokenizer: Any) -> int | None:
-    """The last of the tokens `inside` a turn that is a special one: the end of the turn."""
-    special = set(tokenizer.all_special_ids) | set(tokenizer.added_tokens_decoder)
-    return next((i for i in reversed(inside) if ids[i] in special), None)
+def _crossing(edge: int, offsets: Offsets) -> bool:
+    at = bisect_left(offsets, edge, key=_start)
+    # a special token may take white space after it along (`rstrip`), which is not cut off from it
+    return any(a < edge < b for a, b in offsets[max(at - 4, 0) : at])
+
+
+def _start(pair: tuple[int, int]) -> int:
+    return pair[0]
+
+
+def _encoded(
+    example: Example, masked: Masked | None, tokens: tuple[list[int], Offsets], number: int, tokenizer: Any
+) -> Encoded:
+    ids, offsets = tokens
+    line = example.number or None
+    if masked is None:
+        end = tokenizer.eos_token_id
+        if end is None:
+            raise DataError(
+                f"{example.where}: the tokenizer has no end token",
+                "without one the model would never learn to stop",
+            )
+        ids = [*ids] if ids[-1:] == [end] else [*ids, end]
+        supervised = [True] * len(ids)
+    else:
+        supervised = [False] * len(ids)
+        for start, end in masked.spans:
+            first, last = bisect_left(offsets, start, key=_start), bisect_left(offsets, end, key=_start)
+            supervised[first:last] = [True] * (last - first)
+    bos = tokenizer.bos_token_id
+    if bos is not None and ids[:2] == [bos, bos]:
+        raise DataError(
+            f"{example.where}: two begin tokens",
+            "remove the begin token from the text",
+            kind="doubled_begin",
+            line=line,
+        )
+    return Encoded(tuple(ids), tuple(supervised), number, example.where, masked.notes if masked else ())

@@ -1,17 +1,41 @@
-"""Chat templates: which one is used, and rendering with it.
+"""Chat templates: which one is used, rendering with it, and what is known of it.
 
 A template is a program in Jinja, of the tokenizer or of a file (`--template FILE`), that turns a conversation
-into the one text that the model sees. Knows a tokenizer, and nothing of masks or models.
+into the one text that the model sees. What it does is not read off the program but tried on conversations of
+a few words: whether it wants contents as text or as parts, the arguments of a tool call as an object or as
+text, what it writes after the last turn and nowhere else. Knows a tokenizer, and nothing of masks or models.
 """
 
 from __future__ import annotations
 
+import json
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers.utils.chat_template_utils import render_jinja_template
+
 from scumble.errors import DataError, MissingFileError
+
+Message = dict[str, Any]
+Spans = list[tuple[int, int]]
+
+_MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
+_ENDMARK = re.compile(r"\{%[-+]?\s*endgeneration\s*[-+]?%\}")
+# words that no template writes by itself
+_ASKED = {"role": "user", "content": "qzwkone"}
+_SAID = {"role": "assistant", "content": "qzwktwo"}
+_MORE = {"role": "user", "content": "qzwkthree"}
+_CALL = {
+    "role": "assistant",
+    "content": "",
+    "tool_calls": [
+        {"type": "function", "id": "abcdef123", "function": {"name": "qzwkcall", "arguments": {"qzwkarg": 7}}}
+    ],
+}
 
 
 @dataclass(frozen=True)
@@ -30,7 +54,7 @@ class Template:
 
     def render(
         self,
-        messages: Sequence[dict[str, Any]],
+        messages: Sequence[Message],
         where: str,
         *,
         tools: Sequence[dict[str, Any]] | None = None,
@@ -47,19 +71,146 @@ class Template:
         Raises:
             DataError: the template refuses it.
         """
+        return self._render(self._fitted(messages), where, tools, generation)[0]
+
+    def render_marked(
+        self, messages: Sequence[Message], where: str, *, tools: Sequence[dict[str, Any]] | None = None
+    ) -> tuple[str, Spans]:
+        """The text of a conversation, and the characters (start, end) between each two generation marks.
+
+        Raises:
+            DataError: the template refuses it.
+        """
+        return self._render(self._fitted(messages), where, tools, marked=True)
+
+    @cached_property
+    def marked(self) -> bool:
+        """Whether the template says with `{% generation %}` what the model writes."""
+        return bool(_MARK.search(self.text))
+
+    @cached_property
+    def parts(self) -> bool:
+        """Whether contents are wanted as a list of parts: some templates for images leave out plain text."""
+        text = self._tried([_ASKED, _SAID])
+        return (text is None or "qzwktwo" not in text) and "qzwktwo" in (
+            self._tried([_in_parts(_ASKED), _in_parts(_SAID)]) or ""
+        )
+
+    @cached_property
+    def arguments_as_text(self) -> bool:
+        """Whether the arguments of a tool call are wanted as JSON text: some templates fail on an object."""
+        turns = [_ASKED, _CALL]
+        if self.parts or self._tried(turns) is not None:
+            return False
+        return self._tried([_ASKED, _with_arguments(_CALL, as_text=True)]) is not None
+
+    @cached_property
+    def specials(self) -> tuple[str, ...]:
+        """The texts of the tokenizer's special and added tokens, the longest first."""
+        known = {*self.tokenizer.all_special_tokens}
+        known |= {str(token) for token in self.tokenizer.added_tokens_decoder.values()}
+        return tuple(sorted((text for text in known if text.strip()), key=len, reverse=True))
+
+    @cached_property
+    def _ends(self) -> tuple[str, str, str]:
+        """(trailer, last end, other end): how the end of a conversation differs from that of a turn within it."""
+        last, longer = self._tried(self._two), self._tried([*self._two, self._more])
+        if last is None or longer is None or longer.startswith(last):
+            return "", "", ""
+        at = self.boundary(last, longer)
+        tail = last[at:]
+        if last[:at].rstrip().endswith(self.specials):
+            return tail, "", ""
+        ending = next((s for s in self.specials if longer[at:].startswith(s)), "")
+        return ("", tail.rstrip(), ending) if ending and tail.rstrip() in self.specials else ("", "", "")
+
+    @property
+    def trailer(self) -> str:
+        """What the template writes after the end of the last turn, and nowhere else (Phi 3's `<|endoftext|>`)."""
+        return self._ends[0]
+
+    @property
+    def swapped_end(self) -> tuple[str, str]:
+        """The end token of the last turn, and that of others, where they differ (gpt-oss); else empty."""
+        return self._ends[1:]
+
+    @cached_property
+    def opening(self) -> int:
+        """How many characters the beginnings of a user's and of an assistant's turn have in common."""
+        one, two, three = (self._tried(t) for t in ([self._two[0]], self._two, [*self._two, self._more]))
+        if one is None or two is None or three is None:
+            return 0
+        one, two = one.removesuffix(self.trailer), two.removesuffix(self.trailer)
+        return common(two[len(one) :], three[len(two) :])
+
+    @cached_property
+    def ends_turns(self) -> bool:
+        """Whether an assistant's turn ends with a special token, so that the model can learn to stop."""
+        text = self._tried(self._two)
+        if text is None:  # it refuses even this; each example will be held against its own rendering
+            return True
+        rest = text.removesuffix(self.trailer).rpartition("qzwktwo")[2]
+        return rest.rstrip().endswith(self.specials)
+
+    def boundary(self, one: str, other: str) -> int:
+        """Where two texts part, moved back to before a special token or tag that only begins alike."""
+        at = common(one, other)
+        for text in (one, other):
+            for match in re.finditer(r"<[^<>\s]{1,60}>", text[max(at - 62, 0) : at + 62]):
+                start, end = (max(at - 62, 0) + edge for edge in match.span())
+                if start < at < end:
+                    at = start
+        return at
+
+    @property
+    def _two(self) -> list[Message]:
+        return [_in_parts(_ASKED), _in_parts(_SAID)] if self.parts else [_ASKED, _SAID]
+
+    @property
+    def _more(self) -> Message:
+        return _in_parts(_MORE) if self.parts else _MORE
+
+    def _fitted(self, messages: Sequence[Message]) -> list[Message]:
+        """The turns as this template wants them; OpenAI's arguments of a tool call are JSON text."""
+        fitted = [
+            _with_arguments(message, as_text=self.arguments_as_text) if message.get("tool_calls") else message
+            for message in messages
+        ]
+        return [_in_parts(message) for message in fitted] if self.parts else fitted
+
+    def _tried(self, messages: list[Message]) -> str | None:
         try:
-            text: str = self.tokenizer.apply_chat_template(
-                list(messages),
+            return self._render(messages, "a test")[0]
+        except DataError:
+            return None
+
+    def _render(
+        self,
+        messages: list[Message],
+        where: str,
+        tools: Sequence[dict[str, Any]] | None = None,
+        generation: bool = False,
+        marked: bool = False,
+    ) -> tuple[str, Spans]:
+        try:
+            texts, spans = render_jinja_template(
+                conversations=[messages],
                 tools=list(tools) if tools else None,
                 chat_template=self.text,
-                tokenize=False,
+                return_assistant_tokens_mask=marked,
                 add_generation_prompt=generation,
+                **self.names,
             )
         except Exception as error:  # a template is a program, and may fail in any way
             raise DataError(
                 f"{where}: the chat template refuses it: {error}", "check the order of the roles"
             ) from error
-        return text
+        return texts[0], spans[0] if marked else []
+
+    @cached_property
+    def names(self) -> dict[str, Any]:
+        """The special tokens that the template may name."""
+        return dict(self.tokenizer.special_tokens_map)
 
 
 def load_template(
@@ -95,3 +246,54 @@ def load_template(
             "use an instruct model, or name a template with --template",
         )
     return Template(found, "the tokenizer", tokenizer)
+
+
+def without_marks(text: str) -> str:
+    """A template without its generation marks; the white space that they took away stays away."""
+    # `{% if true %}` takes the same white space away as the mark does, whatever the dashes
+    return _ENDMARK.sub(lambda m: m[0].replace("endgeneration", "endif"), _MARK.sub(_as_if, text))
+
+
+def _as_if(match: re.Match[str]) -> str:
+    return match[0].replace("generation", "if true")
+
+
+def common(one: str, other: str) -> int:
+    """How many characters two texts have in common at their beginning."""
+    if other.startswith(one):
+        return len(one)
+    if one.startswith(other):
+        return len(other)
+    low, high = 0, min(len(one), len(other))
+    while low < high:  # slices are compared in C; the first difference lies above `low`
+        middle = (low + high + 1) // 2
+        low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
+    return low
+
+
+def _in_parts(message: Message) -> Message:
+    content = message.get("content")
+    return (
+        {**message, "content": [{"type": "text", "text": content}]} if isinstance(content, str) else message
+    )
+
+
+def _with_arguments(message: Message, *, as_text: bool) -> Message:
+    return {**message, "tool_calls": [_call(call, as_text=as_text) for call in message["tool_calls"]]}
+
+
+def _call(call: Any, *, as_text: bool) -> Any:
+    function = call.get("function", call) if isinstance(call, dict) else None
+    if not isinstance(function, dict) or "arguments" not in function:
+        return call
+    arguments = function["arguments"]
+    if as_text and not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    elif not as_text and isinstance(arguments, str):
+        try:
+            found = json.loads(arguments)
+        except (ValueError, RecursionError):
+            found = None
+        arguments = found if isinstance(found, dict) else arguments
+    changed = {**function, "arguments": arguments}
+    return {**call, "function": changed} if "function" in call else changed
