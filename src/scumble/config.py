@@ -209,7 +209,7 @@ class ResizeOptions(Options):
 Group = TypeVar("Group", bound=Options)
 
 
-def make(group: type[Group], **values: Any) -> Group:
+def make(group: type[Group], /, **values: Any) -> Group:
     """Build an option group from values, leaving out those that are None.
 
     Raises:

@@ -6,13 +6,14 @@ Handed a tokenizer; knows nothing of models, nor of how a preview looks.
 from __future__ import annotations
 
 from array import array
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
 
 from scumble.config import DataOptions, PreviewOptions, make
-from scumble.data.encoding import Encoded, encode
+from scumble.data.encoding import Encoded, encode_each
 from scumble.data.examples import iter_examples
 from scumble.data.pieces import Pieces
 from scumble.data.savings import Bar, Lengths, Savings, histogram, measure_savings, summarise
@@ -42,11 +43,13 @@ class Shown:
         where: the source and the line.
         tokens: all of them, in order.
         kept: whether training keeps it; an example longer than the limit is left out whole.
+        notes: what the chat template did with it that a reader should know.
     """
 
     where: str
     tokens: tuple[Token, ...]
     kept: bool
+    notes: tuple[str, ...] = ()
 
     @property
     def supervised(self) -> int:
@@ -57,7 +60,7 @@ class Shown:
         """Every token with its number, its text and its two marks."""
         tokens = [asdict(token) for token in self.tokens]
         facts = {"where": self.where, "length": len(tokens), "supervised": self.supervised, "kept": self.kept}
-        return {**facts, "tokens": tokens}
+        return {**facts, "notes": list(self.notes), "tokens": tokens}
 
 
 @dataclass(frozen=True)
@@ -80,6 +83,7 @@ class Preview:
         savings: what packing and shared prefixes save, of the examples that are kept; None where none is.
         refused: how many examples cannot be read or encoded.
         problems: what is wrong with the first of these.
+        notes: what the chat template did that a reader should know, and with how many examples.
     """
 
     source: str
@@ -96,7 +100,8 @@ class Preview:
     bars: tuple[Bar, ...]
     savings: Savings | None
     refused: int = 0
-    problems: tuple[str, ...] = field(default=())
+    problems: tuple[str, ...] = ()
+    notes: Mapping[str, int] = field(default_factory=dict)
 
     @property
     def supervised_share(self) -> float:
@@ -116,6 +121,7 @@ class Preview:
             "savings": self.savings.to_dict() if self.savings else None,
             "refused": self.refused,
             "problems": list(self.problems),
+            "notes": dict(self.notes),
             "shown": [each.to_dict() for each in self.shown],
         }
 
@@ -184,21 +190,25 @@ class _Collected:
         self.lengths: list[int] = []
         self.sequences: list[Sequence[int]] = []
         self.problems: list[DataError] = []
+        self.notes: Counter[str] = Counter()
         self.refused = self.too_long = self.tokens = self.targets = 0
         self.complete = True
 
     def read(self, source: Any) -> None:
         """Encode examples up to the limit; those that cannot be are kept apart."""
-        for example in iter_examples(source, format=self.options.format, on_error=self._refuse):
+        options = self.options
+        examples = iter_examples(source, format=options.format, on_error=self._refuse)
+        for encoded in encode_each(
+            examples,
+            self.tokenizer,
+            train_on=options.train_on,
+            template=self.template,
+            on_error=self._refuse,
+        ):
             if len(self.lengths) == self.counts.limit:
                 self.complete = False
-                return
-            try:
-                self._add(
-                    encode(example, self.tokenizer, train_on=self.options.train_on, template=self.template)
-                )
-            except DataError as error:
-                self._refuse(error)
+                break
+            self._add(encoded)
         if not self.lengths:
             if self.problems:
                 raise self.problems[0]
@@ -220,8 +230,9 @@ class _Collected:
         length = len(encoded.ids)
         kept = length <= self.counts.max_length
         self.lengths.append(length)
+        self.notes.update(set(encoded.notes))
         if len(self.shown) < self.counts.n:
-            self.shown.append(Shown(encoded.where, self._tokens(encoded), kept))
+            self.shown.append(Shown(encoded.where, self._tokens(encoded), kept, encoded.notes))
         if not kept:
             self.too_long += 1
             return
@@ -254,4 +265,5 @@ class _Collected:
             savings=measure_savings(self.sequences, counts.batch) if self.sequences else None,
             refused=self.refused,
             problems=tuple(str(error) for error in self.problems),
+            notes=dict(self.notes.most_common()),
         )

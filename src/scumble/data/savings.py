@@ -13,6 +13,7 @@ import math
 import random
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from itertools import pairwise
 from typing import Any
 
 BARS = 20  # of a histogram, at most
@@ -129,8 +130,9 @@ def measure_savings(sequences: Sequence[Sequence[int]], batch: int, seed: int = 
 
 def count_distinct(sequences: Sequence[Sequence[int]]) -> int:
     """The nodes of the trie of the sequences: tokens that remain where each shared prefix counts once."""
-    ordered = sorted(sequences)
-    shared = sum(_common(a, b) for a, b in zip(ordered, ordered[1:], strict=False))
+    ordered: list[Any] = list(sequences)  # of one type, which compares element by element
+    ordered.sort()
+    shared = sum(_common(a, b) for a, b in pairwise(ordered))
     return sum(len(each) for each in ordered) - shared
 
 
