@@ -104,6 +104,15 @@ def test_a_name_that_leads_elsewhere(folder, name):
         write_manifest(folder, [name])
 
 
+def test_sums_that_are_known_are_not_computed_again(folder):
+    (folder / "b.bin").write_bytes(b"b")
+    text = write_manifest(folder, known={"a.txt": ("0" * 64, 9)}).read_text()
+    assert json.loads(text)["sha256"]["a.txt"] == "0" * 64
+    assert json.loads(text)["sha256"]["b.bin"] != "0" * 64
+    with pytest.raises(ManifestError, match="another SHA-256"):
+        check_manifest(folder)
+
+
 VALUES = [
     None,
     3,

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,12 +23,18 @@ _CHUNK = 2**20
 _HINT = f"fetch it again, or delete {MANIFEST_NAME} if it was changed on purpose"
 
 
-def write_manifest(folder: str | Path, names: Iterable[str] | None = None) -> Path:
+def write_manifest(
+    folder: str | Path,
+    names: Iterable[str] | None = None,
+    *,
+    known: Mapping[str, tuple[str, int]] | None = None,
+) -> Path:
     """Write `manifest.json` into a folder; the same files give the same bytes.
 
     Args:
         folder: what is in folders inside it is left out.
         names: of the files; by default all but the manifest itself.
+        known: sum and size of files that were read already, by name; they are not read again.
 
     Returns:
         The manifest's path.
@@ -41,7 +47,8 @@ def write_manifest(folder: str | Path, names: Iterable[str] | None = None) -> Pa
     folder = Path(folder)
     if names is None:
         names = [path.name for path in folder.iterdir() if path.is_file() and path.name != MANIFEST_NAME]
-    sums = {_plain(name, folder): _sum(folder / name) for name in sorted(set(names))}
+    known = known or {}
+    sums = {_plain(name, folder): known.get(name) or _sum(folder / name) for name in sorted(set(names))}
     document = {
         "format": 1,
         "sha256": {name: digest for name, (digest, _) in sums.items()},

@@ -82,6 +82,32 @@ def test_rows_and_an_update_of_the_same_embedding():
     assert torch.equal(changed(E, change, torch.float32), wanted.float())
 
 
+@pytest.mark.parametrize("dora", [False, True])
+@pytest.mark.parametrize("transposed", [False, True])
+def test_of_an_update_beside_rows_no_more_than_those_rows_is_held(transposed, dora, monkeypatch):
+    """An embedding as (tokens, width), or an output layer: dense, by hand; and nothing large is put together."""
+    generator = torch.Generator().manual_seed(1)
+    E, rows = torch.randn(300, 5, generator=generator), torch.randn(2, 5, generator=generator)
+    out, width = (5, 300) if transposed else (300, 5)
+    A, B = torch.randn(2, width, generator=generator), torch.randn(out, 2, generator=generator)
+    magnitude = torch.rand(out, generator=generator) + 0.5 if dora else None
+    change = Change(Factors(A, B, magnitude=magnitude), 0.5, transposed, tokens=rows, rows=(7, 2))
+    W = (E.T if transposed else E).double()
+    full = W + 0.5 * (B.double() @ A.double())
+    if magnitude is not None:
+        full = full * (magnitude.double() / full.norm(dim=1))[:, None]
+    update = (full - W).T if transposed else full - W
+    wanted = E.double() + update
+    wanted[[7, 2]] = rows.double() + update[[7, 2]]
+    sizes, cat = [], torch.cat
+    monkeypatch.setattr(
+        torch, "cat", lambda parts, *a: sizes.append(cat(parts, *a).numel()) or cat(parts, *a)
+    )
+    found = changed(E, change, torch.float64)
+    assert torch.allclose(found, wanted, rtol=0, atol=1e-13)  # fp64 sums in another order
+    assert max(sizes, default=0) <= rows.numel()
+
+
 def test_nothing_to_do_gives_the_tensor_itself():
     stored = torch.arange(3.0)
     assert changed(stored, None, torch.float32) is stored

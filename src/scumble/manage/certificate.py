@@ -27,6 +27,7 @@ from scumble.manage.prompts import LONGEST, PROMPTS, EncodedPrompts, encode_prom
 from scumble.manage.result import Result
 from scumble.manage.verdict import TOLERANCES, judge_fidelity, judge_modules
 from scumble.models.checkpoint import Checkpoint
+from scumble.models.threads import with_threads
 from scumble.models.weights import read_tokenizer
 from scumble.progress import Reporter
 
@@ -116,7 +117,8 @@ def certify(
     result = Result(Path(written), base.skeleton.prefix)
     try:
         files = Comparison(base, result, wanted)
-        files.run(reporter)
+        with with_threads(1):  # each tensor is small, and read from a file
+            files.run(reporter)
         words = read_tokenizer(str(base.folder))
         asked = _prompts(base, words, prompts)
         files.structure += _tokenizer_faults(base, result, words, asked)
@@ -168,14 +170,15 @@ def _put_together(
     prompts: EncodedPrompts | None,
 ) -> Certificate:
     overall = sum((found.sums for found in files.modules.values()), Sums())
-    failures, warned = judge_modules(files.modules, overall)
+    floats = [stored.dtype for stored in result.tensors.values() if stored.dtype.is_floating_point]
+    all_fp32 = all(kind == torch.float32 for kind in floats)
+    failures, warned = judge_modules(files.modules, overall, all_fp32)
     spoilt = list(files.spoilt.values())
     if len(spoilt) > _SHOWN:
         spoilt = [*spoilt[:_SHOWN], f"and {len(spoilt) - _SHOWN} more tensors like these"]
     failures = [*files.structure, *failures, *spoilt]
     if logits is not None:
-        floats = [stored.dtype for stored in result.tensors.values() if stored.dtype.is_floating_point]
-        failures += judge_fidelity(logits, all(kind == torch.float32 for kind in floats))
+        failures += judge_fidelity(logits, all_fp32)
     base_hash = logits.base_hash if logits else base.hash(torch.float32)
     if adapter.base_hash and base_hash and not _is_hash_of(adapter.base_hash, base_hash, base):
         warned.append(

@@ -8,6 +8,7 @@ hold, so that the rounding of the weights alone is judged. Logits are kept, mode
 
 from __future__ import annotations
 
+import time
 import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
@@ -25,12 +26,16 @@ from scumble.manage.result import Result
 from scumble.models.base import Base
 from scumble.models.checkpoint import Checkpoint
 from scumble.models.identity import hash_parameters
+from scumble.models.threads import with_threads
 from scumble.models.weights import read_model
 
 _NAME = "adapter"
 # Below this mean KL an adapter's effect cannot be told from fp32's own rounding in the forward pass, whose
 # KL was measured at 2e-13 to 2e-11 nats.
 NO_EFFECT = 1e-9
+_POSITIONS = 8  # compared at once: a few MB in fp64, which stay in the processor's cache
+_PROBE = 16  # tokens, to see what threads are worth
+_WORTH = 0.7  # several threads must need less than this share of one's time
 
 
 @dataclass
@@ -51,12 +56,12 @@ class Gap:
 
     def add(self, unmerged: Tensor, other: Tensor) -> None:
         """Count one prompt's positions, both (positions, vocabulary); the KL is computed in fp64."""
-        p, q = unmerged.double(), other.double()
-        self.difference = _largest(self.difference, p - q)
-        log_p, log_q = p.log_softmax(-1), q.log_softmax(-1)
-        kl = (log_p.exp() * (log_p - log_q)).sum(-1)
-        self.divergences += kl.clamp(min=0).tolist()  # rounding can leave -1e-17; a NaN stays
-        self.agreeing += int((p.argmax(-1) == q.argmax(-1)).sum())
+        for one, two in zip(unmerged.split(_POSITIONS), other.split(_POSITIONS), strict=True):
+            self.difference = _largest(self.difference, one, two)
+            log_p, log_q = one.double().log_softmax(-1), two.double().log_softmax(-1)
+            kl = (log_p.exp() * log_p.sub(log_q)).sum(-1)
+            self.divergences += kl.clamp(min=0).tolist()  # rounding can leave -1e-17; a NaN stays
+            self.agreeing += int((one.argmax(-1) == two.argmax(-1)).sum())
 
     @property
     def mean_kl(self) -> float:
@@ -134,16 +139,17 @@ def measure(
         BaseModelError: the base cannot be loaded.
     """
     model = read_model(str(base.folder), dtype=torch.float32, device=torch.device("cpu"))
-    held = Base(model, name=base.name)
-    unmerged, effect = _unmerged(held, adapter, prompts.ids)
-    put_into(model, wanted, result)
-    computed, expected = Gap(), []
-    for ids, logits in zip(prompts.ids, unmerged, strict=True):
-        expected.append(_logits(model, ids))
-        computed.add(logits, expected[-1])
-    base_hash = held.hash
-    del model, held  # before the next one is loaded
-    loaded, result_hash, failed = _loaded(result, prompts.ids, unmerged, expected)
+    with with_threads(_threads(model, prompts.ids)):
+        held = Base(model, name=base.name)
+        unmerged, effect = _unmerged(held, adapter, prompts.ids)
+        put_into(model, wanted, result)
+        computed, expected = Gap(), []
+        for ids, logits in zip(prompts.ids, unmerged, strict=True):
+            expected.append(_logits(model, ids))
+            computed.add(logits, expected[-1])
+        base_hash = held.hash
+        del model, held  # before the next one is loaded
+        loaded, result_hash, failed = _loaded(result, prompts.ids, unmerged, expected)
     largest = max((float(logits.abs().max()) for logits in unmerged), default=0.0)
     return Fidelity(computed, loaded, effect, largest, failed, base_hash, result_hash)
 
@@ -225,9 +231,29 @@ def _loaded(
         if found.shape != logits.shape:
             return None, None, f"its logits have shape {tuple(found.shape)}, not {tuple(logits.shape)}"
         gap.add(logits, found)
-        apart = _largest(apart, found.double() - other.double())
+        for one, two in zip(found.split(_POSITIONS), other.split(_POSITIONS), strict=True):
+            apart = _largest(apart, one, two)
     gap.apart = apart
     return gap, hash_parameters(model), None
+
+
+def _threads(model: Any, ids: Sequence[Sequence[int]]) -> int:
+    """How many threads the passes get: one, unless torch's number makes a short one much faster.
+
+    On a machine that others use, threads wait for each other, busily, and take several times as long. The
+    number is one for all models of a merge, since it may change the last bits.
+    """
+    many, row = torch.get_num_threads(), max(ids, key=len, default=())[:_PROBE]
+    if many == 1 or not row:
+        return many
+    _logits(model, row)  # the first pass reads the weights from the disk
+    seconds = []
+    for count in (1, many):
+        with with_threads(count):
+            begin = time.perf_counter()
+            _logits(model, row)
+            seconds.append(time.perf_counter() - begin)
+    return many if seconds[1] < _WORTH * seconds[0] else 1
 
 
 @torch.no_grad()
@@ -236,6 +262,6 @@ def _logits(model: Any, ids: Sequence[int]) -> Tensor:
     return cast(Tensor, model(input_ids=torch.tensor([list(ids)])).logits[0].float().clone())
 
 
-def _largest(before: float, difference: Tensor) -> float:
-    now = float(difference.abs().max())
+def _largest(before: float, one: Tensor, two: Tensor) -> float:
+    now = float((one.double() - two.double()).abs().max())
     return now if now != now or now > before else before

@@ -31,6 +31,7 @@ from scumble.manifest import write_manifest
 from scumble.models.base import Base
 from scumble.models.checkpoint import Checkpoint, open_checkpoint
 from scumble.models.shards import write_shard
+from scumble.models.threads import with_threads
 from scumble.models.weights import DTYPES
 from scumble.progress import Reporter
 
@@ -144,9 +145,9 @@ def merge(
         with new_folder(goal, force=force) as temporary:
             certificate = _fill(temporary, checkpoint, loaded, layout, reporter=reporter, **asked)
             if not certificate.passed and not keep_failed:
-                raise _failed(certificate, "nothing was left; --keep-failed keeps the folder", kind)
+                raise _failed(certificate, "nothing was left; --keep-failed keeps the folder")
     if not certificate.passed:
-        raise _failed(certificate, f"{goal} was kept, with its {CERTIFICATE_NAME}", kind)
+        raise _failed(certificate, f"{goal} was kept, with its {CERTIFICATE_NAME}")
     facts = {"out": goal, "base": checkpoint.name, "adapter": str(folder), "dtype": dtype}
     seconds = round(time.perf_counter() - begin, 3)
     return _result(layout, certificate, difference=keep_difference, seconds=seconds, **facts)
@@ -186,7 +187,8 @@ def _fill(
     """Write everything that the folder holds, and give the certificate."""
     difference = DifferenceWriter() if keep_difference else None
     try:
-        with reporter.bar("merging", len(layout.entries)):
+        # one thread: reading and writing take as long, and where others use the machine two wait for each other
+        with reporter.bar("merging", len(layout.entries)), with_threads(1):
             for file in base.files:
                 write_shard(folder / file, layout.of(file), _maker(base, layout, difference, reporter))
                 base.release()
@@ -202,7 +204,9 @@ def _fill(
     finally:
         if difference is not None:
             difference.close()
-    write_manifest(folder)
+    # the shards were summed for the certificate, as they were read back
+    known = {shard["file"]: (shard["sha256"], shard["bytes"]) for shard in certificate.result["shards"]}
+    write_manifest(folder, known=known)
     return certificate
 
 
@@ -215,7 +219,8 @@ def _maker(
         entry = layout.entries[name]
         stored = torch.zeros(entry.fact.shape) if entry.source is None else base.read(entry.source)
         result = changed(stored, entry.change, entry.fact.dtype)
-        if result.is_floating_point() and not result.isfinite().all() and stored.isfinite().all():
+        new = result is not stored and result.is_floating_point()
+        if new and not result.isfinite().all() and stored.isfinite().all():
             kind = str(entry.fact.dtype).removeprefix("torch.")
             raise AdapterError(
                 f"{name} has values beyond the range of {kind} once merged", "merge with --dtype bf16 or fp32"
@@ -267,7 +272,7 @@ def _warn_of_another_base(adapter: Adapter, base: Checkpoint) -> None:
         return
     own = base.hash(torch.float32)
     kinds = (None, torch.bfloat16, torch.float16)
-    if own is None or adapter.base_hash in (own, *(base.hash(kind) for kind in kinds)):
+    if own is None or adapter.base_hash == own or any(adapter.base_hash == base.hash(kind) for kind in kinds):
         return
     warnings.warn(
         f"the adapter was trained on a base with hash {adapter.base_hash} ({adapter.spec.base_name}), and this "
@@ -296,8 +301,9 @@ def _say(layout: Layout, base: Checkpoint, reporter: Reporter) -> None:
         reporter.note(f"the adapter adds biases: {' and '.join(layout.switches)} become true")
 
 
-def _failed(certificate: Certificate, what: str, dtype: torch.dtype | None) -> AdapterError:
-    narrow = "merge with --dtype fp32, in which nothing is rounded away; " if dtype != torch.float32 else ""
+def _failed(certificate: Certificate, what: str) -> AdapterError:
+    wide = certificate.result["dtype"] == "float32"
+    narrow = "" if wide else "merge with --dtype fp32, which rounds far less away; "
     # the first may be about the whole update, and the second then names the module that is worst
     shown, more = "; ".join(certificate.failures[:2]), len(certificate.failures) - 2
     also = f"; and {more} more" if more > 0 else ""

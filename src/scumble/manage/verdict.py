@@ -90,8 +90,16 @@ TOLERANCES: dict[str, dict[str, Any]] = {
 }
 
 
-def judge_modules(modules: Mapping[str, Achieved], overall: Sums) -> tuple[list[str], list[str]]:
-    """Failures and warnings of the tensors that the adapter reaches, the worst first."""
+def judge_modules(
+    modules: Mapping[str, Achieved], overall: Sums, all_fp32: bool = False
+) -> tuple[list[str], list[str]]:
+    """Failures and warnings of the tensors that the adapter reaches, the worst first.
+
+    Args:
+        modules: by parameter name.
+        overall: the sums over all of them.
+        all_fp32: every written tensor is in fp32, so that no wider type can be advised.
+    """
     wrong = {name: found for name, found in modules.items() if found.misrounded or found.not_finite}
     failures = _listed(
         [_rounding(name, wrong[name]) for name in sorted(wrong, key=lambda n: -_badness(wrong[n]))]
@@ -115,7 +123,9 @@ def judge_modules(modules: Mapping[str, Achieved], overall: Sums) -> tuple[list[
     warnings = _listed(small) + _not_judged(modules)
     if not line and overall.lost is not None and overall.lost > NOTABLE_LOSS:
         warnings.insert(
-            0, f"rounding the merged weights loses {overall.lost:.1%} of the update; fp32 would keep it"
+            0,
+            f"rounding the merged weights loses {overall.lost:.1%} of the update"
+            + ("" if all_fp32 else "; --dtype fp32 would keep more of it"),
         )
     return failures, warnings
 
