@@ -6,9 +6,7 @@ turn comes. Knows the container, and nothing of models and adapters.
 
 from __future__ import annotations
 
-import contextlib
-import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -17,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from scumble.errors import BaseModelError, ConfigError, NotSupportedError, OutputError, ScumbleError
-from scumble.files import refuse_existing
+from scumble.errors import BaseModelError, ConfigError, NotSupportedError
+from scumble.files import new_file, refuse_existing
 
 # From the name that a user gives to llama.cpp's name of a file of mostly that type.
 TYPES = {
@@ -145,7 +143,7 @@ def write_gguf(
     """
     import gguf
 
-    with _new_file(path) as temporary:
+    with new_file(path) as temporary:
         writer = gguf.GGUFWriter(temporary, architecture)
         try:
             metadata(writer)
@@ -166,23 +164,3 @@ def write_gguf(
         finally:
             writer.close()
     return path.stat().st_size
-
-
-@contextlib.contextmanager
-def _new_file(path: Path) -> Iterator[Path]:
-    """Yield a temporary name beside `path`; rename it to `path` where the body succeeds."""
-    temporary = path.with_name(f".{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield temporary
-        temporary.replace(path)
-    except OSError as error:
-        if isinstance(error, ScumbleError):
-            raise
-        reason = error.strerror or str(error).splitlines()[0]
-        raise OutputError(
-            f"{path} cannot be written: {reason}",
-            "nothing half written was left; make room or choose another --out",
-        ) from error
-    finally:
-        temporary.unlink(missing_ok=True)
