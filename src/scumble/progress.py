@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINES = 10  # lines of progress over a run, where there is no terminal
+STRIDE = 100_000  # items from one line to the next, where nobody knows how many there are
 
 
 class Reporter:
@@ -32,8 +33,8 @@ class Reporter:
         self.console.print(f"warning: {text}", style="yellow", markup=False)
 
     @contextmanager
-    def bar(self, title: str, total: int) -> Iterator[Reporter]:
-        """A progress bar for the body of a `with`, to be moved by `advance`."""
+    def bar(self, title: str, total: int | None) -> Iterator[Reporter]:
+        """A progress bar for the body of a `with`, to be moved by `advance`; `total` None where nobody knows it."""
         columns = (
             TextColumn("{task.description}"),
             BarColumn(),
@@ -57,5 +58,8 @@ class Reporter:
         before, self._count = self._count, self._count + count
         if self._bar is not None:
             self._bar.update(self._task, advance=count, shown=shown)
+        elif self._total is None:
+            if before // STRIDE != self._count // STRIDE:
+                self.note(f"{self._title} {self._count:,}  {shown}".rstrip())
         elif before * LINES // self._total != self._count * LINES // self._total:
             self.note(f"{self._title} {self._count}/{self._total}  {shown}".rstrip())
