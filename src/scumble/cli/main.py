@@ -15,6 +15,7 @@ from scumble.cli import (
     blend,
     chat,
     compare,
+    data,
     demo,
     doctor,
     export,
@@ -38,6 +39,7 @@ app = typer.Typer(
 )
 for command in (demo, train, compare, inspect, merge, unmerge, blend, resize, chat, doctor):
     app.command(command.NAME)(command.run)
+app.add_typer(data.app, name="data")
 app.add_typer(export.app, name="export")
 app.add_typer(lab.app, name="lab")
 app.add_typer(bench.app, name="bench")

@@ -56,7 +56,7 @@ def draw(bars: Sequence[Bar], max_length: int) -> Mapping[str, Any]:
     Returns:
         `bars` of x, y, width, height, title and whether training leaves them out; `ticks` of x, text and anchor.
     """
-    step = (WIDTH - 2 * MARGIN) / len(bars)
+    step = min(60.0, (WIDTH - 2 * MARGIN) / len(bars))
     most = max(bar.examples for bar in bars)
     drawn, ticks = [], []
     for i, bar in enumerate(bars):

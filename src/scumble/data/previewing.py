@@ -27,7 +27,10 @@ COMPARED = 2000  # examples that shared prefixes are looked for in, at most: all
 
 @dataclass(frozen=True)
 class Token:
-    """A token as the model sees it: its number and text, whether it carries a loss, whether it is a special one."""
+    """A token as the model sees it: its number and text, whether it carries a loss, whether it is a special one.
+
+    The text is empty where the token is part of a character that a later one completes.
+    """
 
     id: int
     text: str
@@ -242,9 +245,9 @@ class _Collected:
             self.sequences.append(array("q", encoded.ids))
 
     def _tokens(self, encoded: Encoded) -> tuple[Token, ...]:
-        known = self.pieces
-        pairs = zip(encoded.ids, encoded.supervised, strict=True)
-        return tuple(Token(i, known.text(i), bool(loss), known.special(i)) for i, loss in pairs)
+        texts = self.pieces.texts(encoded.ids)
+        held = zip(encoded.ids, texts, encoded.supervised, strict=True)
+        return tuple(Token(i, text, bool(loss), self.pieces.special(i)) for i, text, loss in held)
 
     def result(self, source: Any) -> Preview:
         """All of it."""
