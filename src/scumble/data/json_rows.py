@@ -139,7 +139,8 @@ class _Text:
             except (ValueError, RecursionError) as error:
                 raise _BrokenError(self._line(self.at), f"not JSON ({_reason(error)})") from error
             else:
-                if end < len(self.text) or self.ended:  # a number may go on
+                # a number may go on, "1" as "1.5e3"; after 12 characters it would have been taken whole
+                if self.ended or len(self.text) - end > 12 or self.text[end : end + 1] in (*SPACE, ",", "]"):
                     self.at = end
                     return value
             if len(self.text) - self.at > LIMIT:

@@ -19,7 +19,7 @@ from scumble.errors import DataError, MissingFileError, clipped
 BATCH = 1000  # rows of a table made Python objects at once
 # what else a part is called
 PARTS = {"train": ("train",), "validation": ("validation", "valid", "val", "dev"), "test": ("test",)}
-HUB_NAME = re.compile(r"(?P<name>[\w.-]+/[\w.-]+)(:(?P<config>[\w.-]+))?", re.ASCII)
+HUB_NAME = re.compile(r"(?P<name>\w[\w.-]*/\w[\w.-]*)(:(?P<config>[\w.-]+))?", re.ASCII)
 
 
 def read_csv(file: BinaryIO, source: str, report: Report, delimiter: str = ",") -> Iterator[Row]:
