@@ -316,7 +316,7 @@ def _encoded(
         raise DataError(
             f"{example.where}: two begin tokens",
             "remove the begin token from the text",
-            kind="doubled_begin",
+            kind="double_begin_token",
             line=line,
         )
     return Encoded(tuple(ids), tuple(supervised), number, example.where, masked.notes if masked else ())

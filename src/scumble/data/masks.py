@@ -71,7 +71,8 @@ class _Rendered:
 
     def __init__(self, example: Example, template: Template) -> None:
         self.messages, self.where, self.template = example.messages, example.where, template
-        self.tools: Sequence[dict[str, Any]] | None = getattr(example, "tools", None)
+        self.line = example.number or None
+        self.tools: Sequence[dict[str, Any]] | None = example.tools
         self.notes: list[str] = []
         self.marks: Spans | None = None
         if template.marked:
@@ -97,7 +98,12 @@ class _Rendered:
         if n == len(self.messages) and not generation:
             return self.text[: self.end]
         if n == 0:
-            raise DataError(f"{self.where}: the assistant begins", "an answer needs a turn before it")
+            raise DataError(
+                f"{self.where}: the assistant begins",
+                "an answer needs a turn before it",
+                kind="mask_refused",
+                line=self.line,
+            )
         text = self.template.render(self.messages[:n], self.where, tools=self.tools, generation=generation)
         return text if generation else text.removesuffix(self.template.trailer)
 
@@ -112,7 +118,17 @@ class _Rendered:
             after = after.removesuffix(last) + other
         if not self.text.startswith(after) or len(after) < start:
             raise self._rewritten(i)
-        return [(start, len(after))]
+        # where the generation prompt adds nothing (after a tool's answer), its words may still begin the turn
+        if self.template.prompt and self.text.startswith(self.template.prompt, start):
+            start += len(self.template.prompt)
+        return [(start, len(self._without_opening(i, after)))]
+
+    def _without_opening(self, i: int, after: str) -> str:
+        calls = self.messages[i].get("tool_calls")
+        opening = self.template.tool_opening if calls and not self.template.marked else ""
+        if opening and after.endswith(opening):
+            return after.removesuffix(opening)
+        return after
 
     def _parting(self, i: int, before: str) -> int | None:
         """Where the whole leaves the turns before an answer with their generation prompt; None where too early."""
@@ -131,23 +147,34 @@ class _Rendered:
     def _by_marks(self, i: int) -> Spans:
         """The marks of one turn, less what the generation prompt supplies."""
         assert self.marks is not None
-        first, last = self._counted(i), self._counted(i + 1)
-        spans = [span for span in self.marks[first:last] if span[0] < min(span[1], self.end)]
+        first, last = self._edge(i), self._edge(i + 1)
+        spans = [(max(a, first), min(b, last)) for a, b in self.marks if max(a, first) < min(b, last)]
         if not spans:
             return []
         start = spans[0][0] + self._supplied(i, spans[0][0])
         return [(max(a, start), b) for a, b in spans if b > start]
 
-    def _counted(self, n: int) -> int:
-        """How many marks the first `n` turns have."""
-        assert self.marks is not None
+    def _edge(self, n: int) -> int:
+        """A place between what the assistant says before turn `n` and what it says from there on."""
         if n == len(self.messages):
-            return len(self.marks)
+            return self.end
         if n == 0 or not any(message["role"] == "assistant" for message in self.messages[:n]):
             return 0
-        text, marks = self.template.render_marked(self.messages[:n], self.where, tools=self.tools)
-        end = len(text.removesuffix(self.template.trailer))
-        return sum(a < end for a, _ in marks)
+        prefix = self._prefix(n)
+        if self.text.startswith(prefix):
+            return len(prefix)
+        # where earlier turns are rewritten, a turn that is not the assistant's is found by changing its words
+        for i in (n, n - 1):
+            if self.messages[i]["role"] != "assistant":
+                changed = [*self.messages]
+                changed[i] = {**changed[i], "content": "qzwkchanged"}
+                at = common(self.text, self.template.render(changed, self.where, tools=self.tools))
+                if at < len(self.text):
+                    return at
+        last, other = self.template.swapped_end
+        if last and self.text.startswith(prefix.removesuffix(last) + other):
+            return len(prefix) - len(last) + len(other)
+        raise self._rewritten(n - 1)
 
     def _supplied(self, i: int, start: int) -> int:
         """How many characters from `start`, where a mark begins, the generation prompt has written already."""
@@ -179,6 +206,8 @@ class _Rendered:
             raise DataError(
                 f"{self.where}: the chat template ends the assistant's turn (message {i + 1}) without an end token",
                 "the model would never learn to stop; use a tokenizer whose template has one",
+                kind="end_not_supervised",
+                line=self.line,
             )
         return [*spans[:-1], (start, start + len(written))]
 
@@ -202,4 +231,6 @@ class _Rendered:
             f"written in message {i + 1} cannot be told",
             "train on the last answer only (--train-on last), or split the conversation so that each example has "
             "one answer",
+            kind="mask_refused",
+            line=self.line,
         )

@@ -29,6 +29,7 @@ _ENDMARK = re.compile(r"\{%[-+]?\s*endgeneration\s*[-+]?%\}")
 _ASKED = {"role": "user", "content": "qzwkone"}
 _SAID = {"role": "assistant", "content": "qzwktwo"}
 _MORE = {"role": "user", "content": "qzwkthree"}
+_WORDS = re.compile("qzwkone|qzwktwo|qzwkthree")
 _CALL = {
     "role": "assistant",
     "content": "",
@@ -97,12 +98,20 @@ class Template:
         )
 
     @cached_property
-    def arguments_as_text(self) -> bool:
-        """Whether the arguments of a tool call are wanted as JSON text: some templates fail on an object."""
-        turns = [_ASKED, _CALL]
-        if self.parts or self._tried(turns) is not None:
-            return False
-        return self._tried([_ASKED, _with_arguments(_CALL, as_text=True)]) is not None
+    def call_form(self) -> tuple[bool, dict[str, Any]]:
+        """How a turn that calls tools is wanted: whether the arguments as JSON text, and what stands for no content.
+
+        Some templates fail on arguments that are an object; some leave the calls out of a turn whose content is
+        an empty text, and want none, or nothing at all.
+        """
+        bare = {key: value for key, value in _CALL.items() if key != "content"}
+        contents: tuple[dict[str, Any], ...] = ({"content": ""}, {"content": None}, {})
+        for as_text in (False, True):
+            for content in contents:
+                call = _with_arguments(bare | content, as_text=as_text)
+                if "qzwkcall" in (self._tried([self._two[0], call]) or ""):
+                    return as_text, content
+        return False, {"content": ""}
 
     @cached_property
     def specials(self) -> tuple[str, ...]:
@@ -137,11 +146,40 @@ class Template:
     @cached_property
     def opening(self) -> int:
         """How many characters the beginnings of a user's and of an assistant's turn have in common."""
-        one, two, three = (self._tried(t) for t in ([self._two[0]], self._two, [*self._two, self._more]))
-        if one is None or two is None or three is None:
+        asked, text = self._tried(self._two[:1]), self._tried([*self._two, self._more])
+        if (
+            asked is None
+            or text is None
+            or not {"qzwkone", "qzwktwo", "qzwkthree"} <= set(_WORDS.findall(text))
+        ):
             return 0
-        one, two = one.removesuffix(self.trailer), two.removesuffix(self.trailer)
-        return common(two[len(one) :], three[len(two) :])
+        end = len(asked.removesuffix(self.trailer).rpartition("qzwkone")[2])
+        return max(common(*_WORDS.split(text)[1:3]) - end, 0)
+
+    @cached_property
+    def prompt(self) -> str:
+        """The generation prompt: what is added after a user's turn for the model to go on."""
+        plain, asked = self._tried(self._two[:1]), self._tried(self._two[:1], generation=True)
+        if plain is None or asked is None:
+            return ""
+        return asked[common(plain.removesuffix(self.trailer), asked) :]
+
+    @cached_property
+    def tool_opening(self) -> str:
+        """A special token that opens what a tool says, and is written already where a call ends a conversation.
+
+        Gemma 4's `<|tool_response>`: whether the model writes it cannot be told from the rendering, and the marks
+        that there are for it say no.
+        """
+        turns = [self._two[0], _CALL, _tool("qzwkone"), _tool("qzwktwo")]
+        texts = [self._tried(self._fitted(turns[:n])) for n in (2, 3, 4)]
+        if any(text is None for text in texts):
+            return ""
+        call, one, two = (str(text) for text in texts)
+        ending = next((special for special in self.specials if call.endswith(special)), "")
+        return (
+            ending if ending and one.startswith(call) and two[common(one, two) :].startswith(ending) else ""
+        )
 
     @cached_property
     def ends_turns(self) -> bool:
@@ -172,15 +210,19 @@ class Template:
 
     def _fitted(self, messages: Sequence[Message]) -> list[Message]:
         """The turns as this template wants them; OpenAI's arguments of a tool call are JSON text."""
-        fitted = [
-            _with_arguments(message, as_text=self.arguments_as_text) if message.get("tool_calls") else message
-            for message in messages
-        ]
+        fitted = [self._call_fitted(m) if m.get("tool_calls") else m for m in messages]
         return [_in_parts(message) for message in fitted] if self.parts else fitted
 
-    def _tried(self, messages: list[Message]) -> str | None:
+    def _call_fitted(self, message: Message) -> Message:
+        as_text, content = self.call_form
+        fitted = _with_arguments(message, as_text=as_text)
+        if message.get("content"):
+            return fitted
+        return {key: value for key, value in fitted.items() if key != "content"} | content
+
+    def _tried(self, messages: list[Message], *, generation: bool = False) -> str | None:
         try:
-            return self._render(messages, "a test")[0]
+            return self._render(messages, "a test", generation=generation)[0]
         except DataError:
             return None
 
@@ -203,7 +245,9 @@ class Template:
             )
         except Exception as error:  # a template is a program, and may fail in any way
             raise DataError(
-                f"{where}: the chat template refuses it: {error}", "check the order of the roles"
+                f"{where}: the chat template refuses it: {error}",
+                "check the order of the roles",
+                kind="template_refuses",
             ) from error
         return texts[0], spans[0] if marked else []
 
@@ -269,6 +313,10 @@ def common(one: str, other: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
     return low
+
+
+def _tool(content: str) -> Message:
+    return {"role": "tool", "content": content, "name": "qzwkcall", "tool_call_id": "abcdef123"}
 
 
 def _in_parts(message: Message) -> Message:
