@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 
 from scumble.lora.adapter import Adapter
 from scumble.manage import merge as merging
-from scumble.manage.certificate import certify
+from scumble.manage.certificate.certificate import certify
 from scumble.models.checkpoint import Checkpoint, open_checkpoint
 from tests.bases import letters_model, letters_tokenizer
 from tests.lora.conftest import peft_model

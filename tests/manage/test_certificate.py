@@ -11,10 +11,10 @@ from safetensors.torch import load_file
 
 from scumble.errors import AdapterError, MissingFileError
 from scumble.lora.adapter import Adapter
-from scumble.manage.achieved import Achieved, Sums, rounded, ulp
-from scumble.manage.certificate import certify, describe
-from scumble.manage.prompts import PROMPTS
-from scumble.manage.verdict import COSINE, RATIO, judge_modules
+from scumble.manage.certificate.achieved import Achieved, Sums, rounded, ulp
+from scumble.manage.certificate.certificate import certify, describe
+from scumble.manage.certificate.prompts import PROMPTS
+from scumble.manage.certificate.verdict import COSINE, RATIO, judge_modules
 from scumble.models.checkpoint import open_checkpoint
 from scumble.models.identity import hash_parameters
 from tests.manage.merges import (

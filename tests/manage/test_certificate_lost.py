@@ -10,10 +10,10 @@ import torch
 
 from scumble.errors import AdapterError
 from scumble.lora.adapter import Adapter, Factors
-from scumble.manage.achieved import DORA_NOISE, NOISE, Sums, achieved, untouched
-from scumble.manage.certificate import describe
-from scumble.manage.intended import Wanted
-from scumble.manage.verdict import SMALL_PART, judge_modules
+from scumble.manage.certificate.achieved import DORA_NOISE, NOISE, Sums, achieved, untouched
+from scumble.manage.certificate.certificate import describe
+from scumble.manage.certificate.intended import Wanted
+from scumble.manage.certificate.verdict import SMALL_PART, judge_modules
 from tests.manage.merges import (
     BF16,
     FP16,

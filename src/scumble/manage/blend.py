@@ -61,9 +61,11 @@ def blend(
     """
     settings = make(BlendOptions, **options)
     pairs = read_weights(adapters)
-    folder = refuse_existing(out, force=force, inputs=[path for path, _ in pairs])
     reporter = Reporter(quiet=quiet)
     places = [find_adapter(getattr(path, "adapter", path)) for path, _ in pairs]
+    # the folder that a run's adapter lies in too, which is inside what was named
+    read = [*(path for path, _ in pairs), *places, base, *_sets(learn)]
+    folder = refuse_existing(out, force=force, inputs=read)
     loaded = {place: Adapter.load(place) for place in dict.fromkeys(places)}
     parts = [
         Part(loaded[place], weight, str(path)) for place, (path, weight) in zip(places, pairs, strict=True)
@@ -105,8 +107,7 @@ def _learned(
     parts: Sequence[Part], base: Base, data: Any, settings: BlendOptions, reporter: Reporter
 ) -> Learned:
     """Weights for the parts, learned from the first examples of each set."""
-    several = isinstance(data, list | tuple) and not any(isinstance(each, Mapping) for each in data)
-    sets = [read_examples(each, "train")[: settings.learn_limit] for each in (data if several else [data])]
+    sets = [read_examples(each, "train")[: settings.learn_limit] for each in _sets(data)]
     bank = Bank(base)
     try:
         names = [f"part{place}" for place in range(len(parts))]
@@ -125,6 +126,12 @@ def _learned(
         )
     finally:
         bank.close()
+
+
+def _sets(data: Any) -> list[Any]:
+    """The sets to learn from, where one may be given, or a list of several; none without any."""
+    several = isinstance(data, list | tuple) and not any(isinstance(each, Mapping) for each in data)
+    return [] if data is None else list(data) if several else [data]
 
 
 def _tell_what_was_learned(parts: Sequence[Part], learned: Learned, reporter: Reporter) -> None:

@@ -2,7 +2,7 @@
 
 Tensors are read, changed and written one at a time, so that memory stays near the largest of them. What is
 computed is `scumble.lora.merging`'s to say, where it goes `scumble.manage.layout`'s, and whether it is right
-`scumble.manage.certificate`'s.
+`scumble.manage.certificate.certificate`'s.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from scumble.files import new_folder, refuse_existing
 from scumble.lora.adapter import Adapter, find_adapter
 from scumble.lora.fit import fit
 from scumble.lora.merging import changed
-from scumble.manage.certificate import Certificate, certify, describe
+from scumble.manage.certificate.certificate import Certificate, certify, describe
 from scumble.manage.difference import DIFFERENCE_NAME, DifferenceWriter
 from scumble.manage.layout import Layout, plan_layout, write_documents
 from scumble.manifest import write_manifest

@@ -41,8 +41,9 @@ def resize(
         ScumbleError: with one line on what is wrong, where, and what to do.
     """
     settings = make(ResizeOptions, **options)
-    folder = refuse_existing(out, force=force, inputs=(getattr(adapter, "adapter", adapter),))
-    place = find_adapter(getattr(adapter, "adapter", adapter))
+    named = getattr(adapter, "adapter", adapter)
+    place = find_adapter(named)
+    folder = refuse_existing(out, force=force, inputs=(named, place, base))
     loaded = Adapter.load(place)
     with contextlib.ExitStack() as stack:
         tensors = None

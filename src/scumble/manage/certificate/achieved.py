@@ -15,7 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from scumble.manage.intended import Kind, Rows, Wanted, blocks
+from scumble.manage.certificate.intended import Kind, Rows, Wanted, blocks
 
 # Bits after the point, and the smallest exponent of a normal number (IEEE 754; bfloat16 has fp32's range).
 _FORMATS = {

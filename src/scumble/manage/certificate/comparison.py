@@ -14,10 +14,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from scumble.manage.achieved import Achieved, achieved, changed, untouched
-from scumble.manage.intended import Rows, Wanted
-from scumble.manage.result import Result, named_dtype
-from scumble.manage.verdict import judge_types
+from scumble.manage.certificate.achieved import Achieved, achieved, changed, untouched
+from scumble.manage.certificate.intended import Rows, Wanted
+from scumble.manage.certificate.result import Result, named_dtype
+from scumble.manage.certificate.verdict import judge_types
 from scumble.models.checkpoint import Checkpoint
 from scumble.progress import Reporter
 

@@ -19,10 +19,10 @@ from torch import Tensor, nn
 
 from scumble.lora.adapter import Adapter
 from scumble.lora.bank import Bank
-from scumble.manage.achieved import rounded
-from scumble.manage.intended import Wanted, blocks
-from scumble.manage.prompts import EncodedPrompts
-from scumble.manage.result import Result
+from scumble.manage.certificate.achieved import rounded
+from scumble.manage.certificate.intended import Wanted, blocks
+from scumble.manage.certificate.prompts import EncodedPrompts
+from scumble.manage.certificate.result import Result
 from scumble.models.base import Base
 from scumble.models.checkpoint import Checkpoint
 from scumble.models.identity import hash_parameters

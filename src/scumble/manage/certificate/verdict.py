@@ -29,8 +29,8 @@ from typing import Any
 
 import torch
 
-from scumble.manage.achieved import DORA_NOISE, NOISE, Achieved, Sums
-from scumble.manage.fidelity import Fidelity
+from scumble.manage.certificate.achieved import DORA_NOISE, NOISE, Achieved, Sums
+from scumble.manage.certificate.fidelity import Fidelity
 
 LOST = 0.5  # share of the update's power
 COSINE = 1 / math.sqrt(1 + LOST)

@@ -19,13 +19,13 @@ import torch
 
 from scumble.errors import ScumbleError
 from scumble.lora.adapter import Adapter
-from scumble.manage.achieved import Achieved, Sums
-from scumble.manage.comparison import Comparison
-from scumble.manage.fidelity import Fidelity, measure
-from scumble.manage.intended import wanted_of
-from scumble.manage.prompts import LONGEST, PROMPTS, EncodedPrompts, encode_prompts, made_up_ids
-from scumble.manage.result import Result
-from scumble.manage.verdict import TOLERANCES, judge_fidelity, judge_modules
+from scumble.manage.certificate.achieved import Achieved, Sums
+from scumble.manage.certificate.comparison import Comparison
+from scumble.manage.certificate.fidelity import Fidelity, measure
+from scumble.manage.certificate.intended import wanted_of
+from scumble.manage.certificate.prompts import LONGEST, PROMPTS, EncodedPrompts, encode_prompts, made_up_ids
+from scumble.manage.certificate.result import Result
+from scumble.manage.certificate.verdict import TOLERANCES, judge_fidelity, judge_modules
 from scumble.models.checkpoint import Checkpoint
 from scumble.models.threads import with_threads
 from scumble.models.weights import read_tokenizer
