@@ -216,3 +216,10 @@ def test_examples_are_sources_themselves() -> None:
     again = read_examples(found)
     assert again == found
     assert hash_examples(again) == hash_examples(found)
+
+
+def test_the_docs_name_every_format_with_its_keys() -> None:
+    text = (Path(__file__).parents[2] / "docs" / "data.md").read_text("utf-8")
+    for name, keys in KEYS.items():
+        (row,) = (line for line in text.split("\n") if line.startswith(f"| `{name}`"))
+        assert all(f"`{key}`" in row for key in keys)
