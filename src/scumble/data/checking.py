@@ -23,7 +23,7 @@ from scumble.data.encoding import Encoded, TrainOn, encode_each
 from scumble.data.example import Example
 from scumble.data.examples import iter_examples
 from scumble.data.formats import KEYS
-from scumble.data.shipped import SHIPPED
+from scumble.data.sources import parts_of
 from scumble.data.templates import Template, load_template
 from scumble.errors import ConfigError, DataError
 from scumble.progress import Reporter
@@ -148,6 +148,7 @@ class Parts:
         validation: reads them, where they are a source of their own.
         share: of the training data that is held back by content instead, 0 where none is.
         validation_first: whether they are the fewer.
+        held_title: of what the numbers of validation examples count lines.
     """
 
     title: str
@@ -156,6 +157,7 @@ class Parts:
     validation: Read | None = None
     share: float = 0.0
     validation_first: bool = True
+    held_title: str = ""
 
 
 def look_through(
@@ -180,7 +182,7 @@ def look_through(
         take: is handed the tokens, so that they need not be made again.
     """
     look = Inspection(parts.title, setting, of_training=True)
-    validating = Inspection(parts.validation_title, setting, of_training=False)
+    validating = Inspection(parts.held_title or parts.validation_title, setting, of_training=False)
     leakage = Leakage(validation_is_smaller=parts.validation_first) if parts.validation_title else None
     coded = partial(_encoded, setting=setting, template=template, train_on=train_on)
     reporter = Reporter(quiet=quiet)
@@ -299,8 +301,7 @@ def _parts(source: Any, eval: Any, format: str | None) -> Parts:
     """The parts of a source, each with a way to read it more than once."""
     title, source = title_of(source), _kept(source)
     train: Read = lambda report: iter_examples(source, "train", format=format, on_error=report)  # noqa: E731
-    named = isinstance(source, str) and source in SHIPPED
-    if isinstance(eval, int | float) or (eval is None and not named):
+    if isinstance(eval, int | float) or (eval is None and "validation" not in parts_of(source)):
         share = EVAL_SHARE if eval is None else float(eval)
         shared = f"{share:.0%} of {title}, by content" if share else ""
         return Parts(title, train, shared, None, share, share <= 0.5)

@@ -13,7 +13,6 @@ from typing import Any
 
 from scumble.compare.comparison import Comparison, compare_in_bank
 from scumble.config import CompareOptions, LoraOptions, TrainOptions, make, read_yaml
-from scumble.data.encoding import EncodedSet
 from scumble.errors import ConfigError, OutputError, TrainingError
 from scumble.files import refuse_existing, write_text
 from scumble.lora.bank import Bank
@@ -108,16 +107,11 @@ def train(
     settled = _settled(config, options, base, lora)
     reporter = Reporter(quiet=quiet)
     spec = _spec(settled, lora)
-    reads = (data, config, settled.eval, settled.base)
+    reads = (data, config, settled.eval, settled.base, settled.template)
     folder = refuse_existing(out, force=force, inputs=reads) if out is not None else _numbered(data)
     material = read_material(data, settled)
     base = _base(base, settled)
-    encoded = encode_material(material.train, base, settled, reporter)
-    validation = (
-        encode_material(material.validation, base, settled, reporter)
-        if material.validation
-        else EncodedSet([], [])
-    )
+    encoded, validation = encode_material(material, base, settled, reporter)
     threads = threads_for(base.model)
     bank = Bank(base)
     try:
@@ -245,7 +239,7 @@ def _before_and_after(
     bank: Bank, base: Base, material: Material, adapter: Path, n: int, reporter: Reporter
 ) -> Comparison | None:
     """The first validation examples answered with and without the adapter, for the report."""
-    examples = material.validation[:n]
+    examples = [each for each in material.validation[:n] if each.text is None]  # a text answers nothing
     if not examples:
         return None
     bank.swap(SLOT, adapter)  # the best checkpoint, which may not be the last

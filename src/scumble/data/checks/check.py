@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -75,11 +75,12 @@ class Check:
     ) -> Finding:
         """The finding about some of the examples of a source, `detail` being of the first of them."""
         count = len(lines) if count is None else count
-        of = f"{count:,} of {source.total:,} examples"
-        at = f"{source.title}, {source.unit} {lines[0]}" if lines and lines[0] else ""
-        first = f", {'the first being ' if count > 1 else ''}{at}" if at else ""
-        message = f"{self.title}: {of}{first}" + (f": {detail}" if detail else "")
-        return self.finding(source, message, lines, count, fix)
+        where = f"{source.title}, {source.unit} {lines[0]}" if lines and lines[0] else ""
+        message = f"{self.title}: {count:,} of {source.total:,} examples"
+        if where:
+            message += f", {'the first being ' if count > 1 else ''}{where}"
+        message += f": {detail}" if detail else ""
+        return replace(self.finding(source, message, lines, count, fix), where=where, detail=detail)
 
 
 @dataclass(frozen=True)
@@ -89,6 +90,7 @@ class Setting:
     Attributes:
         tokenizer: of the base.
         max_length: tokens of the longest example that is trained on.
+        positions: tokens of the longest that the base can read.
         rank: of the adapter.
         epochs: passes over the data.
         warmup: steps of warm-up that were asked for.
@@ -103,6 +105,12 @@ class Setting:
     warmup: int | None = None
     batch: int | None = None
     max_steps: int | None = None
+    positions: int | None = None
+
+    @property
+    def limit(self) -> int:
+        """Tokens of the longest example that is trained on, whatever the reason."""
+        return min(self.max_length, self.positions or self.max_length)
 
 
 @dataclass

@@ -23,6 +23,8 @@ class Finding:
         message: one line on what was found.
         consequence: one sentence on what goes wrong if it is ignored.
         fix: what to do.
+        where: the source and the first of the lines, `data.jsonl, line 9`; empty where it is about the whole.
+        detail: what is wrong there.
     """
 
     check: str
@@ -33,6 +35,8 @@ class Finding:
     message: str
     consequence: str
     fix: str
+    where: str = ""
+    detail: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints of it."""

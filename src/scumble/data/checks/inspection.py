@@ -43,7 +43,7 @@ class Inspection:
         self.formats: Counter[str] = Counter()
         self.errors: list[DataError] = []
         self._lines: dict[str, Lines] = {}
-        self._sets: list[SetCheck] = [tokens.Ends(), tokens.Lengths(setting.max_length)]
+        self._sets: list[SetCheck] = [tokens.Ends(), tokens.Lengths(setting)]
         if setting.tokenizer is not None:
             self._sets.append(tokens.Begins(setting.tokenizer))
         if of_training:

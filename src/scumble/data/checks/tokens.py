@@ -5,6 +5,7 @@ Needs a tokenizer, and nothing of models.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Iterator
 from functools import lru_cache
@@ -12,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from scumble.data.checks.check import CHECKS, Lines, Seen, Source, each, known
+from scumble.data.checks.check import CHECKS, Lines, Seen, Setting, Source, each, known
 from scumble.data.checks.finding import Finding
 from scumble.data.checks.series import Series
 
@@ -112,8 +113,9 @@ known(
 class Lengths:
     """Lengths in tokens: too long, and far from the others."""
 
-    def __init__(self, max_length: int) -> None:
-        self.max_length, self.series = max_length, Series("lines", "tokens")
+    def __init__(self, setting: Setting) -> None:
+        self.limit, self.positions = setting.limit, setting.positions
+        self.series = Series("line", "tokens")
 
     def see(self, seen: Seen) -> None:
         """Note how long it is."""
@@ -125,7 +127,7 @@ class Lengths:
         lines, tokens = self.series.columns()
         if not len(tokens):
             return
-        over = tokens > self.max_length
+        over = tokens > self.limit
         if over.any():
             yield self._too_long(source, lines[over].tolist(), tokens)
         median = float(np.median(tokens))
@@ -135,14 +137,18 @@ class Lengths:
             yield CHECKS["extreme_lengths"].of_lines(source, lines[extreme].tolist(), detail)
 
     def _too_long(self, source: Source, lines: list[int], tokens: Any) -> Finding:
-        excess = tokens[tokens > self.max_length] - self.max_length
+        excess = tokens[tokens > self.limit] - self.limit
         by = f"{excess.min():,}" if excess.min() == excess.max() else f"{excess.min():,} to {excess.max():,}"
         most = int(tokens.max())
-        keeps = int(np.sort(tokens)[int(np.ceil(0.99 * len(tokens))) - 1])
+        keeps = int(np.sort(tokens)[math.ceil(0.99 * len(tokens)) - 1])
         longer = f"--max-length {most} keeps all"
-        if self.max_length < keeps < most:
+        if self.limit < keeps < most:
             longer = f"--max-length {keeps} keeps 99 %, and --max-length {most} keeps all"
-        detail = f"longer than {self.max_length:,} tokens by {by}"
+        if self.positions is not None and keeps > self.positions:
+            longer = f"the base has {self.positions} positions, and --max-length {keeps} would keep 99 %"
+        elif self.positions is not None and most > self.positions:
+            longer = f"--max-length {keeps} keeps 99 %; the base has {self.positions} positions"
+        detail = f"longer than {self.limit:,} tokens by {by}"
         return CHECKS["too_long"].of_lines(source, lines, detail, fix=f"{longer}; or shorten them")
 
 
