@@ -128,6 +128,7 @@ def test_messages_keep_what_the_issue_names() -> None:
         ({"messages": [USER, ANSWER], "tools": {"a": 1}}, "malformed", "`tools` is not a list"),
         ({"messages": [{"role": "user", "content": [{"type": "image"}]}]}, "unsupported", "message 1: a content part"),
         ({"chosen": [], "rejected": []}, "unsupported", "preference pairs"),
+        ({"prompt": "a", "completion": "b", "label": False}, "unsupported", "is a preference"),
         ({"conversations": [{"from": "alien", "value": "x"}]}, "unknown_role", "message 1: unknown role 'alien'"),
         ({"conversations": [{"from": "human", "value": None}]}, "null_content", "message 1"),
         ({"conversations": ["x"]}, "malformed", "message 1: not an object"),

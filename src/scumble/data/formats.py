@@ -142,6 +142,12 @@ def _chat(row: dict[str, Any]) -> tuple[Message, ...]:
 
 
 def _prompt_completion(row: dict[str, Any]) -> tuple[Message, ...]:
+    if isinstance(row.get("label"), bool):  # KTO: a completion whose label is false is one to be unlearnt
+        raise ProblemError(
+            "a completion with a `label` of true or false is a preference, and not trained on here",
+            "use TRL's KTOTrainer, or keep the good ones and leave out `label`",
+            "unsupported",
+        )
     prompt, completion = _turns(row["prompt"], "user"), _turns(row["completion"], "assistant")
     return check_messages([*_system(row), *prompt, *completion], "prompt")
 

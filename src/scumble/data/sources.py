@@ -33,6 +33,7 @@ READERS: dict[str, Callable[[BinaryIO, str, Report], Iterator[Row]]] = {
     ".tsv": partial(read_csv, delimiter="\t"),
     ".parquet": read_parquet,
 }  # every other file holds JSON lines
+PACKED = (".gz", ".zst", ".xz", ".bz2", ".zip", ".tar", ".tgz")
 KINDS = "a file of JSON lines, JSON, CSV or Parquet, a saved `datasets` folder"
 CHOICE = f"name {KINDS}, owner/name of the hub, or a shipped set: {', '.join(SHIPPED)}"
 
@@ -106,6 +107,8 @@ def _dataset_of(source: str | Path) -> Any:
 
 
 def _from_file(path: Path, source: str, report: Report) -> Iterator[Row]:
+    if path.suffix.lower() in PACKED:
+        raise DataError(f"{source} is compressed", "unpack it first", kind="unreadable")
     reader = READERS.get(path.suffix.lower(), read_lines)
     try:
         with open_regular(path) as file:
