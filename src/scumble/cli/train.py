@@ -11,13 +11,25 @@ NAME = "train"
 
 
 def run(
-    data: Annotated[str, typer.Argument(help="JSON-lines file, or a shipped set: cron, tickets.")],
+    data: Annotated[
+        str, typer.Argument(help="File, saved datasets folder, hub name, or a shipped set: cron, tickets.")
+    ],
     out: Annotated[Path, typer.Option(help="Folder of the run.")],
     config: Annotated[
         Path | None, typer.Option(help="YAML file with options; those given here win over it.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Alias, folder, hub name or GGUF file. [smollm2]")] = None,
     method: Annotated[str | None, typer.Option(help="What is trained. [lora]")] = None,
+    format: Annotated[
+        str | None, typer.Option(help="chat, prompt_completion, alpaca, sharegpt or text. [recognised]")
+    ] = None,
+    template: Annotated[
+        str | None, typer.Option(help="File with a chat template in Jinja. [that of the tokenizer]")
+    ] = None,
+    train_on: Annotated[
+        str | None,
+        typer.Option(help="all answers of a conversation carry a loss, or only the last. [all]"),
+    ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank of the update. [8]")] = None,
     alpha: Annotated[float | None, typer.Option(help="The update is scaled by alpha / rank. [16]")] = None,
     targets: Annotated[

@@ -261,9 +261,7 @@ def _show(
     held: bool,
     take: Take | None,
 ) -> None:
-    inspection.see(example, encoded)
-    if error is not None:
-        inspection.fails(error, example)
+    inspection.see(example, encoded, error)
     if encoded is not None and take is not None:
         take(encoded, held)
 

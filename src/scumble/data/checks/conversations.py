@@ -20,7 +20,7 @@ from scumble.data.checks.check import Seen, each
     "begin with the system message if any, let user and assistant take turns, put a tool's message after its call",
 )
 def role_order(seen: Seen) -> str | None:
-    """Turns must alternate; a system message comes first, and a tool's message after a call."""
+    """Turns alternate and do not begin with an answer; a system message comes first, a tool's after its call."""
     before: dict[str, Any] = {}
     for i, message in enumerate(seen.example.messages, start=1):
         wrong = _out_of_order(before, message)
@@ -32,6 +32,8 @@ def role_order(seen: Seen) -> str | None:
 
 def _out_of_order(before: dict[str, Any], message: dict[str, Any]) -> str | None:
     role, last = message["role"], before.get("role")
+    if role == "assistant" and last is None and _learned(message):
+        return "the assistant begins"
     if role in ("system", "developer") and last not in (None, "system", "developer"):
         return f"{role} after {last}"
     if role == "tool" and last != "tool" and not before.get("tool_calls"):
@@ -43,19 +45,6 @@ def _out_of_order(before: dict[str, Any], message: dict[str, Any]) -> str | None
     if role == "user" and before.get("tool_calls"):
         return "user after a tool call that was not answered"
     return None
-
-
-@each(
-    "answer_before_question",
-    "warning",
-    "conversations that begin with an answer",
-    "The model learns to say this first, whatever it is asked.",
-    "give the question that it answers, or set the turn's `weight` to 0 where it is a greeting",
-)
-def answer_before_question(seen: Seen) -> str | None:
-    """The first turn is the assistant's, and no system message asks for anything."""
-    roles = [message["role"] for message in seen.example.messages]
-    return "message 1" if roles and roles[0] == "assistant" and _learned(seen.example.messages[0]) else None
 
 
 @each(

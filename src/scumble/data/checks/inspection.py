@@ -11,7 +11,7 @@ from collections.abc import Iterable, Iterator
 
 # imported for what they enter in the registry
 from scumble.data.checks import conversations, leakage, reading, texts, tokens, whole
-from scumble.data.checks.check import CHECKS, LOOKS, Lines, Seen, SetCheck, Setting, Source
+from scumble.data.checks.check import CHECKS, LOOKS, Check, Lines, Seen, SetCheck, Setting, Source
 from scumble.data.checks.finding import Finding
 from scumble.data.encoding import Encoded
 from scumble.data.example import Example
@@ -34,14 +34,12 @@ class Inspection:
         tokens: of all of them.
         supervised: those that carry a loss.
         formats: how many examples are of which format.
-        errors: what could not be read or encoded, in order, the first few of them.
     """
 
     def __init__(self, title: str, setting: Setting, *, of_training: bool) -> None:
         self.source, self.setting, self.of_training = Source(title), setting, of_training
         self.examples = self.tokens = self.supervised = 0
         self.formats: Counter[str] = Counter()
-        self.errors: list[DataError] = []
         self._lines: dict[str, Lines] = {}
         self._sets: list[SetCheck] = [tokens.Ends(), tokens.Lengths(setting)]
         if setting.tokenizer is not None:
@@ -58,13 +56,11 @@ class Inspection:
         # the message says where already
         detail = error.message.partition(": ")[2] if place else error.message
         self._add(reading.check_of(error).name, line, detail or error.message)
-        if len(self.errors) < 2:
-            self.errors.append(error)
         if example is None:
             self.source.total += 1
 
-    def see(self, example: Example, encoded: Encoded | None = None) -> None:
-        """One example, with its tokens where they are known."""
+    def see(self, example: Example, encoded: Encoded | None = None, error: DataError | None = None) -> None:
+        """One example, with its tokens, or with what it cannot be encoded for, where there is a tokenizer."""
         if not self.examples and (place := _PLACE.search(example.where)):
             self.source.unit = place[1]
         self.examples += 1
@@ -74,10 +70,14 @@ class Inspection:
             self.tokens += len(encoded.ids)
             self.supervised += encoded.targets
         seen = Seen(example, example.number or self.examples, encoded, self.setting)
+        disordered = False
         for check, look in LOOKS:
             detail = look(seen)
             if detail is not None:
                 self._add(check.name, seen.line, detail)
+                disordered = disordered or check.name == "role_order"
+        if error is not None and not (disordered and error.kind in reading.EXPLAINED):
+            self.fails(error, example)
         for each in self._sets:
             each.see(seen)
 
@@ -94,7 +94,14 @@ class Inspection:
         self._lines.setdefault(name, Lines()).add(line, detail)
 
 
+def catalogue() -> list[Check]:
+    """Every check there is: errors first, and of each what is found in reading first."""
+    return sorted(
+        CHECKS.values(), key=lambda each: (each.severity != "error", each.name not in reading.NAMES)
+    )
+
+
 def ordered(findings: Iterable[Finding]) -> tuple[Finding, ...]:
-    """Errors first, then warnings, both in the order of the registry."""
-    places = {name: place for place, name in enumerate(CHECKS)}
-    return tuple(sorted(findings, key=lambda each: (each.severity != "error", places[each.check])))
+    """Findings in the order of the catalogue."""
+    places = {check.name: place for place, check in enumerate(catalogue())}
+    return tuple(sorted(findings, key=lambda each: places[each.check]))

@@ -8,6 +8,8 @@ from __future__ import annotations
 from scumble.data.checks.check import CHECKS, Check, known
 from scumble.errors import DataError
 
+_BEFORE = len(CHECKS)
+
 known(
     "unreadable",
     "error",
@@ -58,11 +60,18 @@ known(
     "give an assistant's turn text and a `weight` that is not 0",
 )
 known(
-    "doubled_begin",
+    "double_begin_token",
     "error",
     "examples with two begin tokens",
     "The model is trained on a beginning that it never sees when it is used.",
     "remove the begin token from the text, or from the chat template",
+)
+known(
+    "no_template",
+    "error",
+    "no chat template",
+    "Nobody knows how the base is written to, and training stops before it begins.",
+    "use an instruct model, or name a template with --template",
 )
 known(
     "template_refuses",
@@ -85,6 +94,11 @@ known(
     "The model would never learn to stop.",
     "use a chat template that ends a turn with a special token",
 )
+
+
+NAMES = tuple(CHECKS)[_BEFORE:]
+# What an example is refused for that the order of its roles explains.
+EXPLAINED = ("template_refuses", "mask_refused")
 
 
 def check_of(error: DataError) -> Check:

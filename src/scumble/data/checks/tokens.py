@@ -75,6 +75,18 @@ def unknown_tokens(seen: Seen) -> str | None:
     return f"{count} of {len(seen.encoded.ids)} tokens" if count else None
 
 
+@each(
+    "template_changes",
+    "warning",
+    "conversations that the chat template changes",
+    "The model learns something else than what the data say, or is asked in another way than it was trained.",
+    "look at it with `scumble data preview`; another template is given with `--template`",
+)
+def template_changes(seen: Seen) -> str | None:
+    """The template leaves something out, or its generation prompt goes on where the training text does not."""
+    return seen.encoded.notes[0] if seen.encoded is not None and seen.encoded.notes else None
+
+
 def _unended(seen: Seen) -> str | None:
     """An answer whose last token with a loss is no special one: its end is not learned."""
     if seen.encoded is None:
