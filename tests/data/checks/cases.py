@@ -200,7 +200,7 @@ CONVERSATIONS = {
                 tools=[TOOL],
             )
         ],
-        (1, 2, 3, 4),
+        (1, 2, 3),
     ),
 }
 TEXTS = {
