@@ -45,7 +45,8 @@ def check(
     train_on: TrainOn = None,
     max_length: MaxLength = None,
     eval_: Annotated[
-        str | None, typer.Option("--eval", help="Validation data to hold against: a file. [none]")
+        str | None,
+        typer.Option("--eval", help="File, share such as 0.1, or 0 for none. [0.1, or the data's own]"),
     ] = None,
     rank: Annotated[int | None, typer.Option(help="Rank that is planned. [8]")] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data that are planned. [3]")] = None,
