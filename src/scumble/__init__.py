@@ -9,6 +9,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from scumble import data
     from scumble.compare.run import compare
     from scumble.errors import ScumbleError
     from scumble.lab.bench_blend import bench_blend
@@ -38,6 +39,7 @@ __all__ = [
     "blend",
     "compare",
     "cron_hardness",
+    "data",
     "demo",
     "doctor",
     "export",
@@ -75,6 +77,8 @@ _HOMES = {
 def __getattr__(name: str) -> Any:
     import importlib
 
+    if name == "data":  # a folder of functions: scumble.data.check(...)
+        return importlib.import_module("scumble.data")
     if name not in _HOMES:
         raise AttributeError(f"module 'scumble' has no attribute {name!r}")
     module, attribute = _HOMES[name]
