@@ -80,6 +80,8 @@ def test_sharegpt_speakers_calls_and_weights() -> None:
     ]
     assert found.messages[3]["weight"] == 0
     assert found.tools == ({"type": "function", "function": WEATHER},)
+    dumped = {"from": "gpt", "value": "yes", "markdown": None, "id": 3}
+    assert messages({"conversations": [USER, dumped]}) == [USER, ANSWER]
     assert messages({"conversations": [USER, ANSWER]}) == [USER, ANSWER]  # `role` and `content` are taken too
 
 
@@ -119,6 +121,9 @@ def test_messages_keep_what_the_issue_names() -> None:
         ({"messages": [USER, {**ANSWER, "tool_calls": [{"function": {"name": "f", "arguments": "[]"}}]}]}, "malformed", "is no object"),
         ({"messages": [USER, {**ANSWER, "x": [[["\ud800"]]]}]}, "malformed", "half a surrogate pair"),
         ({"messages": [USER, {**ANSWER, "x": {1: 2}}]}, "malformed", "a key that is no text"),
+        ({"messages": [USER, {**ANSWER, "function_call": {"name": "f"}}]}, "malformed", "message 2: `function_call` is the old form"),
+        ({"messages": [USER, ANSWER], "functions": [WEATHER]}, "malformed", "`functions` is the old form"),
+        ({"system": "s", "conversations": [{"from": "human", "value": "a"}, {"from": "function_call", "value": "3"}]}, "malformed", "message 2: call 1"),
         ({"messages": [USER]}, "no_assistant_turn", "here: no assistant's turn"),
         ({"messages": [{"role": "robot", "content": "a"}]}, "unknown_role", "message 1: unknown role 'robot'"),
         ({"messages": [{"role": "user", "content": None}, ANSWER]}, "null_content", "message 1: `content` is NoneType"),
@@ -174,6 +179,8 @@ def test_a_format_that_is_named_is_held_to() -> None:
         to_example(ROWS["chat"], "sharegpt", "here")
     with pytest.raises(DataError, match="no format 'chatml'"):
         to_example(ROWS["chat"], "chatml", "here")
+    filled = {"messages": None, "prompt": None, "completion": None, "text": "x"}
+    assert to_example(filled, None, "here").format == "text"
     both = {"messages": [USER, ANSWER], "text": "x"}
     assert to_example(both, "text", "here").text == "x"
     assert to_example(both, None, "here").format == "chat"

@@ -52,6 +52,9 @@ SPEAKERS = {
     "function_response": "tool",
 }
 
+# what else a turn of ShareGPT may say
+CARRIED = ("weight", "name", "tool_calls", "tool_call_id", "reasoning_content")
+
 Message = dict[str, Any]
 
 
@@ -59,9 +62,13 @@ def format_of(value: Any) -> str | None:
     """The format of one row, or None where it has the keys of none."""
     if not isinstance(value, dict):
         return None
-    for name, keys in KEYS.items():
-        if all(key in value for key in keys):
-            return name
+    if value.get("messages") is not None:  # most rows
+        return "chat"
+    # a table fills up with null what other rows have, so a key with a value tells more than a key
+    for has in (lambda key: value.get(key) is not None, value.__contains__):
+        for name, keys in KEYS.items():
+            if all(map(has, keys)):
+                return name
     return None
 
 
@@ -126,6 +133,8 @@ def to_example(value: Any, format: str | None, where: str, number: int = 0) -> E
                 raise ProblemError(f"`text` is {shown(text)}, not text", "write the text to learn")
             check_text(text, "`text`")
             return Example((), where, None, text, number, name)
+        if value.get("functions"):
+            raise ProblemError("`functions` is the old form of `tools`", "write them as `tools`")
         messages = READERS[name](value)
         tools = check_tools(value["tools"]) if value.get("tools") is not None else None
         return Example(messages, where, tools, None, number, name)
@@ -194,12 +203,12 @@ def _spoken(turn: Any) -> Message:
         raise ProblemError("not an object", 'write {"from": "human", "value": "..."}')
     speaker = turn.get("from") if turn.get("from") is not None else turn.get("role")
     value = turn["value"] if turn.get("value") is not None else turn.get("content")
-    rest = {k: v for k, v in turn.items() if k not in ("from", "value", "role", "content")}
+    rest = {key: turn[key] for key in CARRIED if key in turn}  # not the HTML and ids that dumps are full of
     if speaker == "function_call":
         called = parse_json(value, "the call") if isinstance(value, str) else value
         calls = called if isinstance(called, list) else [called]
         made = [{"type": "function", "function": call} for call in calls]
-        return {**rest, "role": "assistant", "content": None, "tool_calls": made}
+        return check_message({**rest, "role": "assistant", "content": None, "tool_calls": made})
     if not isinstance(speaker, str) or speaker not in SPEAKERS:
         known = ", ".join([*SPEAKERS, "function_call"])
         raise ProblemError(f"unknown role {shown(speaker)}", f"`from` is one of {known}", "unknown_role")

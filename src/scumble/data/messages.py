@@ -173,6 +173,8 @@ def _checked_extra(key: str, value: Any) -> Any:
         if isinstance(value, int | float) and value in (0, 1):
             return int(value)
         raise ProblemError(f"`weight` is {shown(value)}", "it is 0, for a turn not learnt from, or 1")
+    if key == "function_call":  # templates pass over it, so the call would not be learnt
+        raise ProblemError("`function_call` is the old form of `tool_calls`", "write it as `tool_calls`")
     if key in ("name", "tool_call_id", "reasoning_content") and not isinstance(value, str):
         raise ProblemError(f"`{key}` is {shown(value)}, not text", "write it as a text")
     if key == "tool_calls":
