@@ -11,11 +11,13 @@ from array import array
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from itertools import islice
 from typing import Any, Protocol
 
 from scumble.data.checks.finding import KEPT, Finding, Severity
 from scumble.data.encoding import Encoded
 from scumble.data.example import Example
+from scumble.errors import clipped, printable
 
 
 @dataclass
@@ -60,10 +62,10 @@ class Check:
         fix: str | None = None,
     ) -> Finding:
         """What it found in a source; `fix` where more can be said than always holds."""
-        kept = tuple(lines)[:KEPT]
-        return Finding(
-            self.name, self.severity, source.title, kept, count, message, self.consequence, fix or self.fix
-        )
+        kept = tuple(islice(lines, KEPT))
+        said = clipped(message, 480)  # it may quote what is in a stranger's file
+        fix = fix or self.fix
+        return Finding(self.name, self.severity, source.title, kept, count, said, self.consequence, fix)
 
     def of_lines(
         self,
@@ -80,7 +82,8 @@ class Check:
         if where:
             message += f", {'the first being ' if count > 1 else ''}{where}"
         message += f": {detail}" if detail else ""
-        return replace(self.finding(source, message, lines, count, fix), where=where, detail=detail)
+        found = self.finding(source, message, lines, count, fix)
+        return replace(found, where=printable(where), detail=printable(detail))
 
 
 @dataclass(frozen=True)

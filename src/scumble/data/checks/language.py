@@ -6,6 +6,7 @@ A guess for finding what stands out in a set, no more; short texts have none. Kn
 from __future__ import annotations
 
 import re
+from collections import Counter
 
 _SCRIPTS = (
     ("Japanese", "\u3040-\u30ff"),
@@ -28,7 +29,11 @@ _WORDS = {
     "Portuguese": "o os as que é uma por com para do da não se como mais mas são em no na",
     "Dutch": "de het een en van is dat niet op zijn met voor aan er ook worden bij naar maar wordt",
 }
-_SMALL = {name: frozenset(words.split()) for name, words in _WORDS.items()}
+# Each small word with the languages that it is of.
+_SMALL: dict[str, list[str]] = {}
+for _name, _words in _WORDS.items():
+    for _word in _words.split():
+        _SMALL.setdefault(_word, []).append(_name)
 LOOKED_AT = 600  # characters
 ENOUGH = 8  # words below which nothing is guessed
 
@@ -45,8 +50,9 @@ def language_of(text: str) -> str | None:
     words = re.findall(r"[^\W\d_]+", text.lower())
     if len(words) < ENOUGH:
         return None
-    scores = {name: sum(word in small for word in words) for name, small in _SMALL.items()}
-    best, second = sorted(scores, key=lambda name: -scores[name])[:2]
+    scores = Counter(name for word in words if word in _SMALL for name in _SMALL[word])
+    if not scores:
+        return None
+    (best, count), (_, second) = [*scores.most_common(2), ("", 0)][:2]
     # prose has one small word in three to five; code and lists have hardly any
-    clear = scores[best] >= max(2, 0.15 * len(words)) and scores[best] >= 1.5 * scores[second]
-    return best if clear else None
+    return best if count >= max(3, 0.2 * len(words)) and count >= 1.5 * second else None

@@ -92,10 +92,12 @@ def _unended(seen: Seen) -> str | None:
     if seen.encoded is None:
         return None
     special = _special(seen.setting.tokenizer)[0]
-    ids, supervised = seen.encoded.ids, seen.encoded.supervised
-    for i, (token, learned) in enumerate(zip(ids, supervised, strict=True)):
-        if learned and token not in special and not (i + 1 < len(ids) and supervised[i + 1]):
-            return f"token {i + 1}"
+    learned = bytes(seen.encoded.supervised) + b"\0"
+    at = learned.find(b"\1\0")  # the last token of a run of tokens with a loss
+    while at >= 0:
+        if seen.encoded.ids[at] not in special:
+            return f"token {at + 1}"
+        at = learned.find(b"\1\0", at + 1)
     return None
 
 
