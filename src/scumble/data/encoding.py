@@ -9,16 +9,18 @@ tokenizer and nothing of models.
 
 from __future__ import annotations
 
-from bisect import bisect_left
+from bisect import bisect_left, bisect_right
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
-from itertools import islice, pairwise
-from typing import Any
+from functools import partial
+from itertools import accumulate, islice, pairwise
+from typing import Any, TypeAlias
 
 from scumble.data.example import Example
 from scumble.data.masks import Masked, TrainOn, mask
 from scumble.data.templates import Spans, Template, load_template
-from scumble.errors import DataError
+from scumble.errors import DataError, NotSupportedError
 
 __all__ = [
     "Encoded",
@@ -33,7 +35,8 @@ __all__ = [
 
 # so many texts are tokenized at once, on all cores
 _AT_ONCE = 256
-Offsets = list[tuple[int, int]]
+# (number, example, its mask): None for a plain text, an error for what cannot be rendered
+_Group: TypeAlias = list[tuple[int, Example, Masked | DataError | None]]
 
 
 @dataclass(frozen=True)
@@ -132,31 +135,18 @@ def encode_each(
         template: as for `encode`.
         on_error: called with what is wrong with an example, which is then left out; without it, it is raised.
     """
+    read = partial(_rendered_group, templates=_Templates(tokenizer, template), train_on=train_on, on=on_error)
     numbered = enumerate(examples)
-    templates = _Templates(tokenizer, template)
-    while group := list(islice(numbered, _AT_ONCE)):
-        drawn: list[tuple[int, Example, Masked | None]] = []
-        failed: list[tuple[int, DataError]] = []
-        for number, example in group:
-            try:
-                drawn.append((number, example, _masked(example, templates, train_on)))
-            except DataError as error:
-                failed.append((number, error))
-                if on_error is None:
-                    break  # what came before it is yielded first
-        tokens = _tokenized_together([(e, m) for _, e, m in drawn], tokenizer)
-        done = {number: (e, m, t) for (number, e, m), t in zip(drawn, tokens, strict=True)}
-        errors = dict(failed)
-        for number, _ in group:
-            try:
-                if number in errors:
-                    raise errors[number]
-                if number in done:
-                    yield _encoded(*done[number], number, tokenizer)
-            except DataError as error:
-                if on_error is None:
-                    raise
-                on_error(error)
+    # one group is tokenized (in Rust, which holds no lock of Python's) while the next is rendered
+    with ThreadPoolExecutor(1) as pool:
+        group, waiting = read(numbered), None
+        while group or waiting:
+            ahead = (group, pool.submit(_tokenized, group, tokenizer)) if group else None
+            stop = bool(group) and isinstance(group[-1][2], DataError) and on_error is None
+            group = [] if stop else read(numbered) if group else []
+            if waiting is not None:
+                yield from _finished(*waiting, tokenizer, on_error)
+            waiting = ahead
 
 
 def encode(
@@ -181,8 +171,8 @@ def encode(
             token carries a loss; there are two begin tokens.
     """
     masked = _masked(example, _Templates(tokenizer, template), train_on)
-    (tokens,) = _tokenized_together([(example, masked)], tokenizer)
-    return _encoded(example, masked, tokens, number, tokenizer)
+    group: _Group = [(number, example, masked)]
+    return _encoded(number, example, masked, _tokenized(group, tokenizer)[0], tokenizer)
 
 
 def encode_prompt(
@@ -242,81 +232,134 @@ def _masked(example: Example, templates: _Templates, train_on: TrainOn) -> Maske
     return masked
 
 
-def _tokenized_together(
-    drawn: Sequence[tuple[Example, Masked | None]], tokenizer: Any
-) -> list[tuple[list[int], Offsets]]:
-    """Token ids of each text and the characters (start, end) of each token; none reaches across a span's edge."""
-    chats = [i for i, (_, masked) in enumerate(drawn) if masked is not None]
-    texts = [i for i, (_, masked) in enumerate(drawn) if masked is None]
-    found: dict[int, tuple[list[int], Offsets]] = {}
-    for numbers, special in ((chats, False), (texts, True)):
-        if numbers:
-            together = [
-                masked.text if masked is not None else str(e.text)
-                for e, masked in (drawn[i] for i in numbers)
-            ]
-            coded = tokenizer(together, add_special_tokens=special, return_offsets_mapping=not special)
-            offsets = coded["offset_mapping"] if not special else [[]] * len(numbers)
-            found |= dict(zip(numbers, zip(coded["input_ids"], offsets, strict=True), strict=True))
-    for i in chats:
-        masked = drawn[i][1]
-        assert masked is not None
-        found[i] = _cut(*found[i], masked, tokenizer)
-    return [found[i] for i in range(len(drawn))]
+def _rendered_group(
+    numbered: Iterator[tuple[int, Example]],
+    templates: _Templates,
+    train_on: TrainOn,
+    on: Callable[[DataError], None] | None,
+) -> _Group:
+    """The next few examples with their masks; an error ends the group where it will be raised."""
+    group: _Group = []
+    for number, example in islice(numbered, _AT_ONCE):
+        try:
+            group.append((number, example, _masked(example, templates, train_on)))
+        except DataError as error:
+            group.append((number, example, error))
+            if on is None:
+                break
+    return group
 
 
-def _cut(ids: list[int], offsets: Offsets, masked: Masked, tokenizer: Any) -> tuple[list[int], Offsets]:
-    """The same tokens where none reaches across the edge of a span; else the text is tokenized in parts."""
-    edges = sorted({edge for span in masked.spans for edge in span})
-    # by SentencePiece a part begins with a space of its own, so nothing is cut that need not be
-    cuts = [edge for edge in edges if _crossing(edge, offsets)]
-    if not cuts:
-        return ids, offsets
-    parts = [(start, masked.text[start:end]) for start, end in pairwise([0, *cuts, len(masked.text)])]
-    coded = tokenizer([text for _, text in parts], add_special_tokens=False, return_offsets_mapping=True)
-    offsets = [
-        (a + start, b + start)
-        for (start, _), pairs in zip(parts, coded["offset_mapping"], strict=True)
-        for a, b in pairs
-    ]
-    return [i for part in coded["input_ids"] for i in part], offsets
+def _finished(
+    group: _Group, tokens: Future[list[Any]], tokenizer: Any, on_error: Callable[[DataError], None] | None
+) -> Iterator[Encoded]:
+    for (number, example, masked), coded in zip(group, tokens.result(), strict=True):
+        try:
+            if isinstance(masked, DataError):
+                raise masked
+            found = _encoded(number, example, masked, coded, tokenizer)
+        except DataError as error:
+            if on_error is None:
+                raise
+            on_error(error)
+            continue
+        yield found
 
 
-def _crossing(edge: int, offsets: Offsets) -> bool:
-    at = bisect_left(offsets, edge, key=_start)
-    # a special token may take white space after it along (`rstrip`), which is not cut off from it
-    return any(a < edge < b for a, b in offsets[max(at - 4, 0) : at])
+def _tokenized(group: _Group, tokenizer: Any) -> list[Any]:
+    """For each example `tokenizers.Encoding` of its text: of a conversation without, of a text with special tokens."""
+    words = _words(tokenizer)
+    found: list[Any] = [None] * len(group)
+    for special in (False, True):
+        numbers = [
+            i for i, (_, _, m) in enumerate(group) if not isinstance(m, DataError) and (m is None) == special
+        ]
+        texts = [str(e.text) if special else m.text for _, e, m in (group[i] for i in numbers)]  # type: ignore[union-attr]
+        for i, coded in zip(numbers, words.encode_batch(texts, add_special_tokens=special), strict=True):
+            found[i] = coded
+    return found
 
 
-def _start(pair: tuple[int, int]) -> int:
-    return pair[0]
+def _words(tokenizer: Any) -> Any:
+    """The `tokenizers.Tokenizer` beneath, which neither cuts off nor pads."""
+    words = getattr(tokenizer, "backend_tokenizer", None)
+    if words is None or not hasattr(words, "encode_batch"):
+        raise NotSupportedError(
+            f"a {type(tokenizer).__name__} does not tell which characters its tokens come from",
+            "use the base's fast tokenizer (a tokenizer.json)",
+        )
+    if words.truncation is not None:
+        words.no_truncation()
+    if words.padding is not None:
+        words.no_padding()
+    return words
 
 
-def _encoded(
-    example: Example, masked: Masked | None, tokens: tuple[list[int], Offsets], number: int, tokenizer: Any
-) -> Encoded:
-    ids, offsets = tokens
-    line = example.number or None
+def _encoded(number: int, example: Example, masked: Masked | None, coded: Any, tokenizer: Any) -> Encoded:
     if masked is None:
         end = tokenizer.eos_token_id
         if end is None:
             raise DataError(
                 f"{example.where}: the tokenizer has no end token",
                 "without one the model would never learn to stop",
+                kind="end_not_supervised",
+                line=example.number or None,
             )
-        ids = [*ids] if ids[-1:] == [end] else [*ids, end]
+        ids = list(coded.ids)
+        ids = ids if ids[-1:] == [end] else [*ids, end]
         supervised = [True] * len(ids)
     else:
-        supervised = [False] * len(ids)
-        for start, end in masked.spans:
-            first, last = bisect_left(offsets, start, key=_start), bisect_left(offsets, end, key=_start)
-            supervised[first:last] = [True] * (last - first)
+        ids, supervised = _supervised(masked, coded, tokenizer)
     bos = tokenizer.bos_token_id
     if bos is not None and ids[:2] == [bos, bos]:
         raise DataError(
             f"{example.where}: two begin tokens",
             "remove the begin token from the text",
             kind="double_begin_token",
-            line=line,
+            line=example.number or None,
         )
     return Encoded(tuple(ids), tuple(supervised), number, example.where, masked.notes if masked else ())
+
+
+def _supervised(masked: Masked, coded: Any, tokenizer: Any) -> tuple[list[int], list[bool]]:
+    """Token ids, and whether each carries a loss; no token reaches from before a span into it."""
+    text, spans = masked.text, masked.spans
+    # by SentencePiece a part begins with a space of its own, so nothing is cut that need not be
+    cuts = [start for start, _ in spans if _crossed(coded, start)]
+    edges = [0, *cuts, len(text)]
+    parts = [coded]
+    if cuts:
+        texts = [text[a:b] for a, b in pairwise(edges)]
+        parts = _words(tokenizer).encode_batch(texts, add_special_tokens=False)
+    ids = [token for part in parts for token in part.ids]
+    before = [0, *accumulate(len(part) for part in parts)]
+    supervised = [False] * len(ids)
+    for start, end in spans:
+        first, last = (_index(edge, edges, parts, before) for edge in (start, end))
+        supervised[first:last] = [True] * (last - first)
+    return ids, supervised
+
+
+def _crossed(coded: Any, edge: int) -> bool:
+    """Whether a token reaches across, or whether it cannot be told since offsets leave out white space."""
+    token = coded.char_to_token(edge)
+    return token is None or coded.token_to_chars(token)[0] < edge
+
+
+def _index(edge: int, edges: Sequence[int], parts: Sequence[Any], before: Sequence[int]) -> int:
+    """The first token that begins at a character or after it."""
+    part = min(bisect_right(edges, edge) - 1, len(parts) - 1)
+    if edge == edges[part]:
+        return before[part]
+    if edge == edges[part + 1]:
+        return before[part + 1]
+    coded, inside = parts[part], edge - edges[part]
+    token = coded.char_to_token(inside)
+    if token is None:
+        return before[part] + bisect_left(coded.offsets, inside, key=_start)
+    # an end token may take the white space after it along (`rstrip`), and is not parted from it
+    return int(before[part] + token + (coded.token_to_chars(token)[0] < inside))
+
+
+def _start(pair: tuple[int, int]) -> int:
+    return pair[0]
