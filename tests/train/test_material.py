@@ -14,6 +14,7 @@ from scumble.data.checks import leakage
 from scumble.data.encoding import encode_all
 from scumble.errors import DataError
 from scumble.progress import Reporter
+from scumble.train import run as train_run
 from scumble.train.material import encode_material, read_material
 from tests.bases import chat, letters_tokenizer, make_letters_base, sums
 
@@ -122,3 +123,23 @@ def test_plain_texts_are_trained_on_and_validated_without_answers(tmp_path: Path
     facts = json.loads((run.out / "run.json").read_text())
     assert facts["data"]["targets"] == facts["data"]["tokens"]
     assert run.loss["best_eval"] is not None
+
+
+def test_before_and_after_are_asked_in_the_template_that_was_trained_with(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = []
+    compare = train_run.compare_in_bank
+
+    def spy(bank: Any, name: str, tokenizer: Any, *args: Any, **options: Any) -> Any:
+        asked.append(tokenizer.chat_template)
+        return compare(bank, name, tokenizer, *args, **options)
+
+    monkeypatch.setattr(train_run, "compare_in_bank", spy)
+    template = tmp_path / "template.jinja"
+    template.write_text(letters_tokenizer().chat_template.replace("<|im_start|>", "<|im_start|>:"))
+    base = make_letters_base()
+    options: dict[str, Any] = {"template": str(template), "epochs": 1, "max_steps": 1, "quiet": True}
+    scumble.train(sums(80), base=base, out=tmp_path / "run", examples_in_report=1, **options)
+    assert asked == [template.read_text()]
+    assert base.tokenizer.chat_template == letters_tokenizer().chat_template

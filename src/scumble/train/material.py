@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -72,13 +73,9 @@ def encode_material(
     Raises:
         DataError: a check found an error, or nothing remains to be trained on or to validate.
     """
-    if base.tokenizer is None:
-        raise DataError(
-            f"the base {base.name} has no tokenizer", "training needs one; add it to the base's folder"
-        )
     batch = options.batch * (options.accumulate or 1) if options.batch else None
     setting = Setting(
-        base.tokenizer,
+        tokenizer_for(base, options),
         options.max_length,
         options.rank,
         options.epochs,
@@ -87,12 +84,11 @@ def encode_material(
         options.max_steps,
         getattr(base.model.config, "max_position_embeddings", None),
     )
-    template = load_template(base.tokenizer, options.template) if options.template else None
     found: tuple[list[Encoded], list[Encoded]] = ([], [])
     checked = look_through(
         _parts(material),
         setting,
-        template,
+        None,
         options.train_on,
         quiet=reporter.console.quiet,
         take=lambda encoded, held: found[held].append(encoded),
@@ -100,6 +96,23 @@ def encode_material(
     _stop_or_warn(checked, reporter)
     train, validation = (_within(each, setting.limit) for each in found)
     return train, validation
+
+
+def tokenizer_for(base: Base, options: TrainOptions) -> Any:
+    """The base's tokenizer; where a template is named, a copy with that one.
+
+    Raises:
+        DataError: the base has none, or the template cannot be read.
+    """
+    if base.tokenizer is None:
+        raise DataError(
+            f"the base {base.name} has no tokenizer", "training needs one; add it to the base's folder"
+        )
+    if options.template is None:
+        return base.tokenizer
+    tokenizer = copy.copy(base.tokenizer)
+    tokenizer.chat_template = load_template(base.tokenizer, options.template).text
+    return tokenizer
 
 
 def _read(data: Any, part: Part, options: TrainOptions) -> list[Example]:

@@ -23,7 +23,7 @@ from scumble.models.weights import device_named, dtype_named
 from scumble.progress import Reporter
 from scumble.train.facts import announce, run_facts
 from scumble.train.loop import Outcome, Trainer
-from scumble.train.material import Material, encode_material, read_material
+from scumble.train.material import Material, encode_material, read_material, tokenizer_for
 from scumble.train.record import RunRecord
 from scumble.train.report import render_report
 from scumble.train.settings import settle
@@ -123,7 +123,10 @@ def train(
         with with_threads(threads.train):
             trainer = Trainer(bank, SLOT, encoded.examples, validation.examples, settings, record, reporter)
             outcome, adapter = _trained(trainer, record)
-            comparison = _before_and_after(bank, base, material, adapter, examples_in_report, reporter)
+            tokenizer = tokenizer_for(base, settled)
+            comparison = _before_and_after(
+                bank, base, tokenizer, material, adapter, examples_in_report, reporter
+            )
     finally:
         bank.close()
     report = write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
@@ -236,14 +239,13 @@ def _advice(stopped: str | None) -> str:
 
 
 def _before_and_after(
-    bank: Bank, base: Base, material: Material, adapter: Path, n: int, reporter: Reporter
+    bank: Bank, base: Base, tokenizer: Any, material: Material, adapter: Path, n: int, reporter: Reporter
 ) -> Comparison | None:
     """The first validation examples answered with and without the adapter, for the report."""
     examples = [each for each in material.validation[:n] if each.text is None]  # a text answers nothing
     if not examples:
         return None
     bank.swap(SLOT, adapter)  # the best checkpoint, which may not be the last
-    tokenizer: Any = base.tokenizer
     longest = max(len(tokenizer(example.expected)["input_ids"]) for example in examples)
     reporter.note(f"answering {len(examples)} validation examples before and after")
     try:
