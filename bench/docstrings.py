@@ -106,6 +106,8 @@ def main() -> None:
         base=base,
         eval=0,
         max_steps=options.steps,
+        batch=4,
+        accumulate=1,
         max_length=options.max_length,
         force=True,
     )

@@ -60,7 +60,11 @@ def _finding(console: Console, finding: Finding, source: str) -> None:
     where = _lines(finding.lines, finding.count)
     if where and finding.source != source:
         where = f"{finding.source}, {where}"
-    console.print(Text.assemble((f"{finding.severity}: {finding.check}", style), f"  {printable(where)}"))
+    console.print(
+        Text.assemble(
+            (f"{finding.severity}: {finding.check}", style), f"  {printable(where)}" if where else ""
+        )
+    )
     console.print(Text(f"  {printable(finding.message)}"))
     console.print(Text(f"  if ignored: {printable(finding.consequence)}"))
     console.print(Text(f"  to do: {printable(finding.fix)}"))
@@ -156,7 +160,10 @@ def _figures(console: Console, found: Preview) -> None:
     names = [named(bar) for bar in found.bars]
     widest, most = max(map(len, names)), max(bar.examples for bar in found.bars)
     for name, bar in zip(names, found.bars, strict=True):
-        console.print(f"  {name:>{widest}}  {_bar(bar, most)} {bar.examples:,}")
+        drawn = f"{_bar(bar, most)} " if bar.examples else ""
+        line = Text(f"  {name:>{widest}}  {drawn}{bar.examples:,}")
+        line.stylize("red" if bar.low > found.max_length else "")
+        console.print(line)
 
 
 def _bar(bar: Bar, most: int) -> str:

@@ -16,7 +16,7 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
-BARS = 20  # of a histogram, at most
+BARS = 30  # of a histogram, about at most
 
 
 @dataclass(frozen=True)
