@@ -49,8 +49,8 @@ def drawn(given: Example, template: str, train_on: Any = "all") -> str:
     found = encode(given, tokenizer, train_on=train_on)
     text, inside = "", False
     for token, loss in zip(found.ids, found.supervised, strict=True):
-        text += ("⟦" if loss and not inside else "⟧" if inside and not loss else "") + tokenizer.decode(
-            [token]
+        text += ("⟦" if loss and not inside else "⟧" if inside and not loss else "") + str(
+            tokenizer.decode([token])
         )
         inside = loss
     return text + "⟧" * inside
