@@ -1,6 +1,7 @@
 """Writes the option tables of these pages from the commands themselves: `python docs/options.py`.
 
-A table stands between `<!-- options: COMMAND -->` and `<!-- end of options -->`. With `--check` nothing is
+A table stands between `<!-- options: COMMAND -->` and `<!-- end of options -->`, that of the checks of data
+between `<!-- checks -->` and `<!-- end of checks -->`. With `--check` nothing is
 written, and pages whose tables are stale are named. Knows the command line, and nothing of what it does.
 """
 
@@ -14,9 +15,12 @@ from typing import Any
 import typer
 
 from scumble.cli.main import app
+from scumble.data.checks.inspection import catalogue
 
 FOLDER = Path(__file__).parent
 TABLE = re.compile(r"(<!-- options: ([a-z ]+) -->\n).*?(<!-- end of options -->)", re.S)
+
+CHECKS = re.compile(r"(<!-- checks -->\n).*?(<!-- end of checks -->)", re.S)
 
 
 def table(command: str) -> str:
@@ -41,9 +45,18 @@ def row(parameter: Any) -> str:
     return f"| {name} | {text.replace('|', '/')} | {default} |"
 
 
+def checks() -> str:
+    """Every check of data, in the order of reports, as a table in Markdown."""
+    rows = [
+        f"| `{each.name}` | {each.severity} | {each.title} | {each.consequence} |" for each in catalogue()
+    ]
+    return "\n".join(["| check | severity | what it finds | if ignored |", "|---|---|---|---|", *rows]) + "\n"
+
+
 def renew(text: str) -> str:
     """A page with its tables as they are now."""
-    return TABLE.sub(lambda found: found[1] + table(found[2]) + found[3], text)
+    text = TABLE.sub(lambda found: found[1] + table(found[2]) + found[3], text)
+    return CHECKS.sub(lambda found: found[1] + checks() + found[2], text)
 
 
 def main() -> None:
