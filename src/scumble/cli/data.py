@@ -122,6 +122,7 @@ def preview(
         batch=batch,
         html=html,
         force=force,
+        quiet=as_json,
     )
     output.show(found, as_json, lambda: show_preview(found, html))
 
@@ -177,5 +178,6 @@ def split(
         seed=seed,
         format=format,
         force=force,
+        quiet=as_json,
     )
     output.show(found, as_json, lambda: show_split(found))

@@ -20,6 +20,7 @@ from scumble.data.savings import Bar, Lengths, Savings, histogram, measure_savin
 from scumble.data.templates import Template, load_template
 from scumble.errors import DataError
 from scumble.files import refuse_existing, write_text
+from scumble.progress import Reporter
 
 KEPT_PROBLEMS = 20  # that are told of one by one
 COMPARED = 2000  # examples that shared prefixes are looked for in, at most: all their tokens are held
@@ -142,6 +143,7 @@ def preview(
     batch: int | None = None,
     html: str | Path | None = None,
     force: bool = False,
+    quiet: bool = True,
 ) -> Preview:
     """Look at what a model would be trained on.
 
@@ -157,6 +159,7 @@ def preview(
         batch: examples in the batches that savings are measured on; 8 by default.
         html: also write a page.
         force: replace the page where it exists.
+        quiet: show no progress.
 
     Raises:
         DataError: the source cannot be read, or not one of its examples can be encoded.
@@ -171,7 +174,9 @@ def preview(
         refuse_existing(html, force=force, file=True, option="--html", inputs=(source, file))
     chosen = template if isinstance(template, Template) else None
     found = _Collected(tokenizer, options, counts, chosen)
-    found.read(source)
+    reporter = Reporter(quiet=quiet)
+    with reporter.bar("reading", None):
+        found.read(source, reporter)
     result = found.result(source if isinstance(source, str | Path) else "the data")
     if html is not None:
         from scumble.data.preview_page import render_preview
@@ -197,7 +202,7 @@ class _Collected:
         self.refused = self.too_long = self.tokens = self.targets = 0
         self.complete = True
 
-    def read(self, source: Any) -> None:
+    def read(self, source: Any, reporter: Reporter) -> None:
         """Encode examples up to the limit; those that cannot be are kept apart."""
         options = self.options
         examples = iter_examples(source, format=options.format, on_error=self._refuse)
@@ -212,6 +217,7 @@ class _Collected:
                 self.complete = False
                 break
             self._add(encoded)
+            reporter.advance()
         if not self.lengths:
             if self.problems:
                 raise self.problems[0]

@@ -34,10 +34,12 @@ from scumble.data.rows import Row
 from scumble.data.sources import open_rows
 from scumble.errors import ConfigError, DataError, shown
 from scumble.files import new_folder, refuse_existing
+from scumble.progress import Reporter
 
 PARTS = ("train", "validation", "test")
 PROMPT = "@prompt"  # as a group: everything before the last answer
 _TOLD_STRATA = 50
+_STRIDE = 1000  # rows between two moves of the progress bar
 
 
 @dataclass(frozen=True)
@@ -85,6 +87,7 @@ def split(
     seed: int | None = None,
     format: str | None = None,
     force: bool = False,
+    quiet: bool = True,
 ) -> Split:
     """Cut a data set in `train.jsonl`, `validation.jsonl` and, where asked, `test.jsonl`.
 
@@ -100,6 +103,7 @@ def split(
         seed: another seed cuts elsewhere; 0 by default.
         format: of the examples; recognised by default.
         force: replace the folder where it exists.
+        quiet: show no progress.
 
     Raises:
         DataError: a line is malformed or has not the field, or there are fewer different examples than parts.
@@ -116,12 +120,13 @@ def split(
     refuse_existing(out, force=force, inputs=(source,))
     if isinstance(source, Iterator):  # it is read twice
         source = list(source)
-    keys = _Keys(options)
-    for row in open_rows(source):
-        keys.add(row, example_of(row, named))
+    keys, reporter = _Keys(options), Reporter(quiet=quiet)
+    with reporter.bar("reading", None):
+        for row in _counted(open_rows(source), reporter):
+            keys.add(row, example_of(row, named))
     parts = keys.parts()
-    with new_folder(out, force=force) as folder:
-        _write(open_rows(source), parts, folder, options)
+    with new_folder(out, force=force) as folder, reporter.bar("writing", len(parts)):
+        _write(_counted(open_rows(source), reporter), parts, folder, options)
     names = _named_parts(options)
     counts = Counter(parts)
     return Split(
@@ -253,6 +258,14 @@ class _Keys:
                 held = Counter(decided.values())
                 spare = [key for key in ordered if held[decided[key]] > 1]
                 decided[spare[-1 if part == 0 else 0]] = part
+
+
+def _counted(rows: Iterator[Row], reporter: Reporter) -> Iterator[Row]:
+    """The same rows; now and then the bar is moved."""
+    for count, row in enumerate(rows, start=1):
+        yield row
+        if count % _STRIDE == 0:
+            reporter.advance(_STRIDE)
 
 
 def _named_parts(options: SplitOptions) -> tuple[str, ...]:
