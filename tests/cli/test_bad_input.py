@@ -27,8 +27,8 @@ DATA = {
     "a JSON array": (("[\n" + ",\n".join(LINES) + "\n]").encode(), "data.jsonl, line 1: not JSON"),
     "not an object": (spoiled(3, "17"), "data.jsonl, line 3: no `messages`"),
     "no messages": (
-        spoiled(5, '{"text": "x", "id": 3}'),
-        "data.jsonl, line 5: no `messages`; it has text, id",
+        spoiled(5, '{"body": "x", "id": 3}'),
+        "data.jsonl, line 5: no `messages`; it has body, id",
     ),
     "messages of another kind": (spoiled(5, '{"messages": NaN}'), "data.jsonl, line 5: `messages`"),
     "no turns": (spoiled(5, '{"messages": []}'), "data.jsonl, line 5: `messages`"),
@@ -212,7 +212,7 @@ def test_a_missing_file_names_the_shipped_sets(fails):
 
 @pytest.mark.usefixtures("unloaded")
 def test_a_folder_is_no_data(fails):
-    assert "is a folder, not a data file" in fails("train", ".", "--out", "run")[0]
+    assert "is a folder, and" in fails("train", ".", "--out", "run")[0]
 
 
 COMPARE = [
