@@ -112,11 +112,7 @@ def split(
     """
     options = make(SplitOptions, share=share, test=test, stratify=stratify, group=group, seed=seed)
     named = make(DataOptions, format=format).format
-    if options.share + options.test >= 1:
-        raise ConfigError(
-            f"--share {options.share:g} and --test {options.test:g} leave nothing to train on",
-            "together they must be below 1",
-        )
+    _check_shares(options)
     refuse_existing(out, force=force, inputs=(source,))
     if isinstance(source, Iterator):  # it is read twice
         source = list(source)
@@ -137,6 +133,14 @@ def split(
         groups=keys.groups() if options.group else None,
         strata=keys.told(parts, names) if options.stratify else None,
     )
+
+
+def _check_shares(options: SplitOptions) -> None:
+    if options.share + options.test >= 1:
+        raise ConfigError(
+            f"--share {options.share:g} and --test {options.test:g} leave nothing to train on",
+            "together they must be below 1",
+        )
 
 
 class _Keys:
