@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from hypothesis import strategies as st
 
 import scumble.data
@@ -173,3 +173,41 @@ def test_a_source_that_can_be_read_once_is_split_too(tmp_path) -> None:
 def test_half_a_surrogate_pair_survives(tmp_path) -> None:
     data = [{**row, "note": "\ud800"} for row in rows(9)]
     assert all(row["note"] == "\ud800" for held in cut(data, tmp_path / "out").values() for row in held)
+
+
+def components(drawn: list[tuple[int, int]]) -> int:
+    """How many sets of groups hang together by equal contents, by merging until nothing changes."""
+    sets = [{("content", content), ("group", group)} for content, group in drawn]
+    while pair := next(((a, b) for a in sets for b in sets if a is not b and a & b), None):
+        sets = [each for each in sets if each is not pair[0] and each is not pair[1]] + [pair[0] | pair[1]]
+    return len(sets)
+
+
+@settings(
+    max_examples=40,
+    deadline=None,
+    suppress_health_check=[HealthCheck.function_scoped_fixture, HealthCheck.filter_too_much],
+)
+@given(st.lists(st.tuples(st.integers(0, 9), st.integers(0, 5)), min_size=4, max_size=25), st.booleans())
+def test_no_content_and_no_group_is_on_two_sides(
+    tmp_path, drawn: list[tuple[int, int]], strata: bool
+) -> None:
+    data = [{**chat(f"q{content}", "a"), "group": group, "kind": content % 2} for content, group in drawn]
+    assume(components(drawn) > 1)
+    parts = cut(data, tmp_path / "out", 0.4, group="group", stratify="kind" if strata else None)
+    assert all(parts.values())
+    assert not keys(parts["train"]) & keys(parts["validation"])
+    held = [{row["group"] for row in each} for each in parts.values()]
+    assert not held[0] & held[1]
+
+
+def test_tables_and_datasets_are_split_as_objects(tmp_path) -> None:
+    import datasets
+
+    table = tmp_path / "table.csv"
+    table.write_text("instruction,output,topic\n" + "".join(f"ask {i},say {i},t{i % 9}\n" for i in range(60)))
+    parts = cut(table, tmp_path / "out", 0.3, group="topic")
+    assert parts["train"][0].keys() == {"instruction", "output", "topic"}
+    assert sum(map(len, parts.values())) == 60
+    held = datasets.Dataset.from_list([{"text": f"word {i}"} for i in range(60)])
+    assert {"text": "word 3"} in [row for each in cut(held, tmp_path / "out", 0.3).values() for row in each]
