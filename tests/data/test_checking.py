@@ -8,11 +8,11 @@ from typing import Any
 
 import pytest
 
-from scumble.data import checking
+from scumble.data import checking, token_cache
 from scumble.data.checking import check
 from scumble.data.checks import leakage
 from scumble.data.checks.finding import KEPT
-from scumble.data.encoding import encode_all
+from scumble.data.encoding import encode_all, encode_each
 from scumble.data.examples import iter_examples, read_examples, split_by_hash
 from scumble.errors import ConfigError, DataError, MissingFileError
 from tests.bases import CHATML, chat, letters_tokenizer, sums
@@ -226,3 +226,33 @@ def test_what_a_finding_quotes_is_printable(tmp_path: Path) -> None:
     assert found.check == "unknown_role"
     assert found.message.isprintable()
     assert found.detail.isprintable()
+
+
+@pytest.mark.parametrize("worth", [1, 10**9])
+def test_tokens_of_a_large_file_are_made_once(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, worth: int
+) -> None:
+    monkeypatch.setattr(checking, "WORTH_KEEPING", worth)
+    file = written(tmp_path / "data.jsonl", [*sums(70), chat("a", ""), chat("b", "c", "d")])
+    options: dict[str, Any] = {"tokenizer": letters_tokenizer(), "eval": 0, "cache": tmp_path / "tokens"}
+    first = check(file, **options)
+    monkeypatch.setattr(token_cache, "encode_each", None)  # the second time nothing may be tokenized
+    monkeypatch.setattr(checking, "encode_each", encode_each if worth > 1 else None)
+    assert check(file, **options) == first
+    assert (tmp_path / "tokens").exists() == (worth == 1)
+
+
+def test_kept_tokens_know_which_examples_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(checking, "WORTH_KEEPING", 1)
+    monkeypatch.setattr(token_cache, "TOGETHER", 5)
+    silent = chat("x", "y")
+    silent["messages"][1]["weight"] = 0
+    rows = [*sums(7), silent, *sums(60, start=100), silent]
+    found = check(
+        written(tmp_path / "data.jsonl", rows),
+        tokenizer=letters_tokenizer(),
+        eval=0,
+        cache=tmp_path / "tokens",
+    )
+    assert next(each.lines for each in found.findings if each.check == "nothing_supervised") == (8, 69)
+    assert found.examples == 69

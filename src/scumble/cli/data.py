@@ -62,6 +62,7 @@ def check(
     from scumble.cli import output
     from scumble.cli.data_shown import show_check
     from scumble.data import check as look
+    from scumble.models.cache import cache_dir
     from scumble.models.tokenizer import load_tokenizer
 
     given: dict[str, Any] = {
@@ -78,7 +79,8 @@ def check(
         "max_steps": max_steps,
     }
     told = {name: value for name, value in given.items() if value is not None}
-    found = look(data, tokenizer=load_tokenizer(base), quiet=as_json, **told)
+    cache = cache_dir() / "tokens"
+    found = look(data, tokenizer=load_tokenizer(base), quiet=as_json, cache=cache, **told)
     output.show(found, as_json, lambda: show_check(found))
     if found.errors:
         raise typer.Exit(1)

@@ -25,10 +25,12 @@ from scumble.data.examples import iter_examples
 from scumble.data.formats import KEYS
 from scumble.data.sources import parts_of
 from scumble.data.templates import Template, load_template
+from scumble.data.token_cache import encode_once
 from scumble.errors import ConfigError, DataError
 from scumble.progress import Reporter
 
 EVAL_SHARE = 0.1  # of the data, where they have no validation part and none is named
+WORTH_KEEPING = 4_000_000  # bytes of a file, below which its tokens are made again in a few seconds
 Report: TypeAlias = Callable[[DataError], None]
 # Reads the examples of a part from the beginning.
 Read: TypeAlias = Callable[[Report], Iterator[Example]]
@@ -99,6 +101,7 @@ def check(
     warmup: int | None = None,
     max_steps: int | None = None,
     eval: Any = None,
+    cache: str | Path | None = None,
     quiet: bool = True,
 ) -> Checked:
     """Look through a data set for what goes wrong in training without a word.
@@ -112,7 +115,8 @@ def check(
         max_length: tokens of the longest example that will be trained on.
         rank, epochs, batch, accumulate, warmup, max_steps: of the training that is meant.
         eval: what validates: a source, a share that is split off by content, or 0 for nothing; by default the
-            shipped set's own part, else a tenth.
+            part that the source has, else a tenth.
+        cache: a folder where the tokens of a large source are kept, so that they are made once.
         quiet: show no progress.
 
     Raises:
@@ -134,7 +138,8 @@ def check(
     )
     eval = options.eval if named else eval
     parts = _parts(source, eval, format)
-    return look_through(parts, setting, template, train_on, quiet=quiet, told=format)  # type: ignore[arg-type]
+    folder = cache if _size(source) >= WORTH_KEEPING else None
+    return look_through(parts, setting, template, train_on, quiet=quiet, told=format, cache=folder)  # type: ignore[arg-type]
 
 
 @dataclass(frozen=True)
@@ -169,6 +174,7 @@ def look_through(
     quiet: bool = True,
     told: str | None = None,
     take: Take | None = None,
+    cache: str | Path | None = None,
 ) -> Checked:
     """Show every example of every part to the checks.
 
@@ -180,11 +186,13 @@ def look_through(
         quiet: show no progress.
         told: the format that was named.
         take: is handed the tokens, so that they need not be made again.
+        cache: a folder where tokens are kept.
     """
     look = Inspection(parts.title, setting, of_training=True)
     validating = Inspection(parts.held_title or parts.validation_title, setting, of_training=False)
     leakage = Leakage(validation_is_smaller=parts.validation_first) if parts.validation_title else None
-    coded = partial(_encoded, setting=setting, template=template, train_on=train_on)
+    tokenize = partial(encode_once, folder=cache) if cache is not None else encode_each
+    coded = partial(_encoded, setting=setting, template=template, train_on=train_on, tokenize=tokenize)
     reporter = Reporter(quiet=quiet)
     with reporter.bar("checking", None):
         if parts.validation is None:
@@ -267,7 +275,12 @@ def _show(
 
 
 def _encoded(
-    examples: Iterable[Example], *, setting: Setting, template: Template | None, train_on: TrainOn
+    examples: Iterable[Example],
+    *,
+    setting: Setting,
+    template: Template | None,
+    train_on: TrainOn,
+    tokenize: Callable[..., Iterator[Encoded]],
 ) -> Iterator[tuple[Example, Encoded | None, DataError | None]]:
     """Each example with its tokens, or with what is wrong with it; with neither where there is no tokenizer."""
     if setting.tokenizer is None:
@@ -283,7 +296,7 @@ def _encoded(
 
     # tokens and errors come in the order of the examples, every example having one of the two
     number = 0
-    tokens = encode_each(
+    tokens = tokenize(
         passing(), setting.tokenizer, train_on=train_on, template=template, on_error=errors.append
     )
     for encoded in tokens:

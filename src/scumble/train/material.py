@@ -16,7 +16,10 @@ from scumble.data.sources import parts_of
 from scumble.data.templates import load_template
 from scumble.errors import DataError
 from scumble.models.base import Base
+from scumble.models.cache import cache_dir
 from scumble.progress import Reporter
+
+WORTH_KEEPING = 4096  # examples, below which their tokens are made again in a few seconds
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,7 @@ def encode_material(
         options.train_on,
         quiet=reporter.console.quiet,
         take=lambda encoded, held: found[held].append(encoded),
+        cache=cache_dir() / "tokens" if len(material.train) >= WORTH_KEEPING else None,
     )
     _stop_or_warn(checked, reporter)
     train, validation = (_within(each, setting.limit) for each in found)
