@@ -332,6 +332,18 @@ def all_held(name: str) -> dict[str, Held]:
 
 def lines() -> Iterator[str]:
     """The table of the docs: each template, and which rule touched it."""
+    whole = [name for name in NAMES if all(held.refused for held in all_held(name).values())]
+    kinds = [
+        held.by and ("words" if held.by == "words" else "marks")
+        for n in NAMES
+        for held in all_held(n).values()
+    ]
+    yield (
+        f"{len(NAMES) - len(whole)} of {len(NAMES)} templates pass, on {kinds.count('marks')} conversations held against "
+        f"marks and {kinds.count('words')} against the words; {kinds.count('')} conversations are refused, and every "
+        f"conversation of {', '.join(f'`{name}`' for name in whole) or 'no template'}."
+    )
+    yield ""
     yield "| template | held against | dropped: the prompt's | dropped: after the end | refused without marks, and why |"
     yield "|---|---|---|---|---|"
     for name in NAMES:
