@@ -340,8 +340,8 @@ def lines() -> Iterator[str]:
     ]
     yield (
         f"{len(NAMES) - len(whole)} of {len(NAMES)} templates pass, on {kinds.count('marks')} conversations held against "
-        f"marks and {kinds.count('words')} against the words; {kinds.count('')} conversations are refused, and every "
-        f"conversation of {', '.join(f'`{name}`' for name in whole) or 'no template'}."
+        f"marks and {kinds.count('words')} against the words; {kinds.count('')} conversations are refused, among them every "
+        f"one of {', '.join(f'`{name}`' for name in whole) or 'no template'}."
     )
     yield ""
     yield "| template | held against | dropped: the prompt's | dropped: after the end | refused without marks, and why |"
