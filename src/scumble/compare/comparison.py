@@ -97,7 +97,7 @@ def compare_in_bank(
     options = options or CompareOptions()
     scored = list(examples[: options.limit])
     title, function = metric_named(metric)
-    prompts = [encode_prompt(example.prompt, tokenizer) for example in scored]
+    prompts = [encode_prompt(example.prompt, tokenizer, tools=example.tools) for example in scored]
     answers = generate(
         bank,
         tokenizer,
