@@ -310,5 +310,5 @@ def test_a_hundred_thousand_malformed_inputs(tmp_path: Path) -> None:
         found += run(1000, tmp_path, number)
     print(dict(found))
     assert found["inputs"] >= 100_000
-    assert found["refused"] > 30_000
-    assert found["read"] > 30_000
+    assert found["refused"] > 20_000
+    assert found["read"] > 20_000
