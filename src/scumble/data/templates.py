@@ -235,7 +235,7 @@ class Template:
         marked: bool = False,
     ) -> tuple[str, Spans]:
         try:
-            texts, spans = render_jinja_template(
+            found: Any = render_jinja_template(
                 conversations=[messages],
                 tools=list(tools) if tools else None,
                 chat_template=self.text,
@@ -249,6 +249,7 @@ class Template:
                 "check the order of the roles",
                 kind="template_refuses",
             ) from error
+        texts, spans = found
         return texts[0], spans[0] if marked else []
 
     @cached_property
@@ -288,6 +289,7 @@ def load_template(
         raise DataError(
             "the base's tokenizer has no chat template",
             "use an instruct model, or name a template with --template",
+            kind="no_template",
         )
     return Template(found, "the tokenizer", tokenizer)
 
