@@ -183,3 +183,11 @@ def test_doctor_says_what_there_is(scumble):
     assert ended.code == 0
     assert "python" in ended.out
     assert json.loads(scumble("doctor", "--json").out)
+
+
+@pytest.mark.parametrize(
+    ("words", "default"),
+    [(["blend"], "[exact]"), (["export", "gguf"], "[found by itself]"), (["compare"], "[all]")],
+)
+def test_help_shows_defaults_that_are_words(scumble, words, default):
+    assert default in " ".join(scumble(*words, "--help").out.replace("│", " ").split())

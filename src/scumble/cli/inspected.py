@@ -14,8 +14,8 @@ def show(found: Any, *, modules: bool = False) -> None:
     from rich.padding import Padding
 
     console = Console(highlight=False)
-    if modules and not console.is_terminal:
-        console.width = max(console.width, 120)  # paths whole, in a file or a pipe
+    if not console.is_terminal:
+        console.width = max(console.width, 120)  # paths and marks whole, in a file or a pipe
     for number, adapter in enumerate(found.adapters):
         if number:
             console.print()

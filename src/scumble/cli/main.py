@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import sys
 import warnings
 from pathlib import Path
@@ -68,7 +69,8 @@ def main() -> None:
     with warnings.catch_warnings():
         warnings.showwarning = _one_line
         try:
-            status = app([word for word in arguments if word != "--debug"], standalone_mode=False)
+            command = with_brackets(typer.main.get_command(app))
+            status = command([word for word in arguments if word != "--debug"], standalone_mode=False)
             sys.stdout.flush()
         except BaseException as error:
             if debug and not isinstance(error, SystemExit):
@@ -77,6 +79,16 @@ def main() -> None:
     if status == _CTRL_C:
         _report(KeyboardInterrupt())
     sys.exit(status if isinstance(status, int) else 0)
+
+
+def with_brackets(command: Any) -> Any:
+    """A command whose help shows `[exact]`, where rich would take that for a style and leave it out."""
+    for each in [*command.params, *getattr(command, "commands", {}).values()]:
+        if getattr(each, "help", None):
+            each.help = re.sub(r"(?<!\\)\[(?=[a-z])", r"\\[", each.help)
+        if hasattr(each, "params"):
+            with_brackets(each)
+    return command
 
 
 def _report(error: BaseException) -> NoReturn:
