@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 import yaml
 
-from scumble.errors import DataError, MissingFileError, OutputExistsError
+from scumble.errors import ConfigError, DataError, MissingFileError, OutputExistsError
 from scumble.lora.adapter import Adapter
 from scumble.manage.export.card import export_card
 from scumble.manage.export.licence import licence_of
@@ -140,3 +140,11 @@ def test_what_is_no_comparison_is_refused(text, run_folder, tmp_path):
     with pytest.raises(MissingFileError, match="does not exist"):
         export_card(run_folder, out=tmp_path / "card.md", comparison=tmp_path / "none.json")
     assert not (tmp_path / "card.md").exists()
+
+
+@pytest.mark.parametrize("name", ["run.json", "adapter/adapter_model.safetensors"])
+def test_only_a_page_is_replaced(name, run_folder):
+    before = (run_folder / name).read_bytes()
+    with pytest.raises(ConfigError, match=r"does not end in \.md"):
+        export_card(run_folder, out=run_folder / name, force=True)
+    assert (run_folder / name).read_bytes() == before

@@ -300,3 +300,28 @@ def test_the_page_asks_for_nothing_and_escapes_names(make):
     assert not re.search(r"""(src|href)=|url\(|<script""", page.replace("http://www.w3.org/2000/svg", ""))
     assert "1 × " in page
     assert page == render_inspection(found)
+
+
+ODD_RECORDS = ["{", "[]", "{}", '{"parts": 5}', '{"parts": [1]}', '{"parts": [{"path": []}]}', "[" * 100_000]
+
+
+@pytest.mark.parametrize("name", ["blend.json", "resize.json"])
+@pytest.mark.parametrize("text", ODD_RECORDS, ids=lambda value: value[:20])
+def test_a_broken_record_of_a_blend_is_said(make, name, text):
+    folder = make()
+    (folder / name).write_text(text)
+    origin = origin_of(folder)
+    assert (origin.run, origin.made_from) == (None, None)
+    assert name in origin.note
+
+
+@pytest.mark.parametrize("weight", [None, "x", {}, {"a": 0.5, "b": 1.0}, True])
+def test_a_record_of_a_blend_with_odd_values_never_fails(make, weight):
+    folder = make()
+    part = {"path": "/home/me/run\x1b[31m/adapter", "weight": weight}
+    (folder / "blend.json").write_text(json.dumps({"parts": [part], "method": 3, "error": []}))
+    origin = origin_of(folder)
+    assert origin.note.isprintable()
+    assert "home" not in origin.note
+    assert origin.made_from["parts"][0]["weight"] == (0.75 if weight and isinstance(weight, dict) else None)
+    assert "</html>" in render_inspection(inspect(folder, quiet=True))

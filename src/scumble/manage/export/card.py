@@ -104,10 +104,12 @@ def export_card(
         DataError: the comparison is not one.
         OutputExistsError, OutputError: the card cannot be written.
     """
+    folder = folder_of(what)
     path = Path(out).expanduser()
     path = path / "README.md" if path.is_dir() or not path.suffix else path
-    refuse_existing(path, force=force, file=True)
-    folder = folder_of(what)
+    if path.suffix.lower() != ".md":  # --force would replace whatever file was named, weights too
+        raise ConfigError(f"--out {out} does not end in .md", "such as --out README.md")
+    refuse_existing(path, force=force, file=True, inputs=(comparison,))
     found = gather(folder, holding(what), comparison, Path(named(what)).resolve().name)
     write_text(path, render(found))
     missing = {
@@ -205,6 +207,8 @@ def _training(facts: Facts) -> str:
             ("best loss on validation", _rounded(loss["best_eval"])),
             ("started", run["started"]),
         ]
+    elif facts.origin.made_from is not None:
+        rows.append(("made", facts.origin.note))
     elif facts.about == "adapter":
         rows.append(("data", "unknown: there is no record of its training beside it"))
     return _table("Training", "setting", "value", rows)

@@ -50,6 +50,8 @@ def adapter_folder(what: Any, purpose: str) -> Path:
         MissingFileError: it is neither.
     """
     if holding(what) == "model":
+        if resolve(named(what)).kind != "embedded" and not Path(named(what)).expanduser().exists():
+            return find_adapter(named(what))  # says that there is no such folder
         raise ConfigError(
             f"{named(what)} is a model, and {purpose} takes an adapter",
             "name the folder of an adapter or of a run",

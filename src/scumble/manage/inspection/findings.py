@@ -118,6 +118,7 @@ class AdapterFindings:
             "manifest": vars(self.manifest),
             "run": self.origin.run,
             "run_note": self.origin.note,
+            "made_from": self.origin.made_from,
             "dead": [module.path for module in self.flagged("dead")],
             "saturated": [module.path for module in self.flagged("saturated")],
             "not_finite": dict(self.not_finite),

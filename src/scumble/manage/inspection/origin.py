@@ -1,4 +1,4 @@
-"""Where an adapter comes from: the run that trained it, the manifest beside it, and its settings in words.
+"""Where an adapter comes from: the run that trained it, or the adapters that it was made of; its manifest, its settings.
 
 A `run.json` may be of another program, of a later version, or broken: then it says so, and nothing fails.
 Knows folders and JSON, and nothing of weights.
@@ -13,12 +13,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scumble.errors import ManifestError
+from scumble.errors import ManifestError, printable
 from scumble.lora.spec import LoraSpec
 from scumble.lora.targets import ALL_LINEAR
 from scumble.manifest import check_manifest
 
 RUN_NAME = "run.json"
+BLEND_NAME, RESIZE_NAME = "blend.json", "resize.json"
+_PARTS = 64  # of a blend that are named
 _BIGGEST = 16 * 2**20  # bytes of a JSON file that are read
 
 
@@ -28,11 +30,14 @@ class Origin:
 
     Attributes:
         run: what the `run.json` of its run says; None where there is none, or none that can be read.
-        note: why not, or empty.
+        note: why not, or what it was made of, in words; or empty.
+        made_from: what `blend` or `resize` wrote beside it: `parts` (name, weight, sha256), method, error; None where
+            it was not made of others.
     """
 
     run: dict[str, Any] | None
     note: str = ""
+    made_from: dict[str, Any] | None = None
 
 
 @dataclass(frozen=True)
@@ -49,8 +54,12 @@ class Manifest:
 
 
 def origin_of(adapter: Path) -> Origin:
-    """Read the `run.json` beside an adapter, or that of the run folder which it or its checkpoint lies in."""
+    """Read what `blend` or `resize` wrote beside an adapter; else the `run.json` beside it, or that of the run folder
+    which it or its checkpoint lies in."""
     folder = adapter.resolve()
+    for name in (BLEND_NAME, RESIZE_NAME):
+        if (folder / name).is_file():  # before a run.json, which is that of the folder that it was put into
+            return _made(folder / name)
     places = [folder, folder.parent]
     if folder.parent.name == "checkpoints":
         places.append(folder.parent.parent)
@@ -118,6 +127,54 @@ def _targets(spec: LoraSpec) -> str:
     if spec.targets == ALL_LINEAR:
         return "all linear layers but the output layer"
     return f"pattern {spec.targets}" if isinstance(spec.targets, str) else ", ".join(spec.targets)
+
+
+def _made(path: Path) -> Origin:
+    """What an adapter was made of, from a record that may be of another program, or broken."""
+    try:
+        facts = _mapping(_read_json(path))
+    except (OSError, ValueError, RecursionError) as error:
+        return Origin(None, f"{path.name} cannot be read: {_short(error)}")
+    resized = path.name == RESIZE_NAME
+    listed = [{**facts, "path": facts.get("adapter"), "weight": 1}] if resized else facts.get("parts")
+    parts = [_part(_mapping(each)) for each in (listed if isinstance(listed, list) else [])[:_PARTS]]
+    if not parts or any(part["name"] is None for part in parts):
+        return Origin(None, f"{path.name} does not say what the adapter was made of")
+    made: dict[str, Any] = {
+        "by": "resize" if resized else "blend",
+        "parts": parts,
+        "method": _text(facts.get("method")),
+        "learned": bool(facts.get("learned")),
+        "error": _number(_mapping(facts.get("error")).get("measured")),
+    }
+    made |= {key: _number(facts.get(key)) for key in ("rank", "energy")}
+    return Origin(None, _made_in_words(made), made)
+
+
+def _part(facts: Mapping[str, Any]) -> dict[str, Any]:
+    """Of one adapter: its name without the folders around it, its weight (the mean where modules differ), its sum."""
+    path, weight = Path(_text(facts.get("path")) or ""), facts.get("weight")
+    if isinstance(weight, dict):
+        each = [value for value in map(_number, weight.values()) if value is not None]
+        weight = sum(each) / len(each) if each else None
+    name = path.parent.name or path.name if path.name == "adapter" else path.name
+    return {"name": name or None, "weight": _number(weight), "sha256": _text(facts.get("sha256"))}
+
+
+def _made_in_words(made: Mapping[str, Any]) -> str:
+    parts = made["parts"]
+    if made["by"] == "resize":
+        size = f"an energy of {made['energy']:g}" if made["energy"] is not None else f"rank {made['rank']}"
+        told = f"resized from {parts[0]['name']} to {size}"
+    else:
+        weights = ["–" if part["weight"] is None else f"{part['weight']:.3g}" for part in parts]
+        told = f"blended ({made['method']}) from " + " + ".join(
+            f"{weight} * {part['name']}" for weight, part in zip(weights, parts, strict=True)
+        )
+        told += ", weights learned" if made["learned"] else ""
+    if made["error"] is not None:
+        told += f"; its error was {made['error']:.2%}"
+    return printable(told)
 
 
 def _run(facts: Mapping[str, Any]) -> dict[str, Any]:

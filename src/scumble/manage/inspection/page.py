@@ -172,7 +172,7 @@ def _origin(adapter: AdapterFindings) -> list[tuple[str, str]]:
     """What it was trained on, as (name, words)."""
     run = adapter.origin.run
     if run is None:
-        return [("run", adapter.origin.note)]
+        return [("made" if adapter.origin.made_from else "run", adapter.origin.note)]
     data, loss = run["data"], run["loss"]
     rows = [
         ("data", data["source"]),
