@@ -53,6 +53,8 @@ def test_resize_by_rank_and_by_energy(scumble, folders) -> None:
         (["blend", "none=1", "--out", "b"], "the adapter none does not exist", "name an adapter"),
         (["blend", "a0=1", "--out", "a1"], "a1 exists already", "--force"),
         (["blend", "a0=1", "--out", "a0", "--force"], "a0 is a0, which is read", "choose another"),
+        (["blend", "a0=1", "--density", "0.3", "--out", "b"], "--density has no meaning", "ties"),
+        (["blend", "a0=1", "--learn-steps", "3", "--out", "b"], "--learn-steps has no meaning", "learn from"),
         (["blend", "a0=1", "--method", "svd", "--out", "b"], "--method svd needs a rank", "--rank"),
         (["blend", "a0=1", "--method", "tie", "--out", "b"], "--method is 'tie'", "did you mean ties?"),
         (["blend", "a0=1", "--density", "2", "--out", "b"], "--density is 2.0", "share"),
@@ -73,3 +75,37 @@ def test_what_is_wrong_is_said_in_one_line(
     assert message in said
     assert hint in told
     assert not (here / "b").exists()
+
+
+@pytest.mark.parametrize("words", [["blend", "run=1"], ["resize", "run", "--rank", 2]])
+def test_the_adapter_of_a_run_that_is_read_is_not_replaced(fails, here, words) -> None:
+    made(seed=0).save(here / "run" / "adapter")
+    before = {path.name: path.read_bytes() for path in (here / "run" / "adapter").iterdir()}
+    said, _ = fails(*words, "--out", "run/adapter", "--force")
+    assert "which is read" in said
+    assert {path.name: path.read_bytes() for path in (here / "run" / "adapter").iterdir()} == before
+
+
+@pytest.mark.parametrize("weights", [["a0=0"], ["a0=1", "a0=-1"]])
+def test_a_sum_of_nothing_is_said(scumble, folders, weights) -> None:
+    ended = scumble("blend", *weights, "--out", "b")
+    assert ended.code == 0, ended
+    assert "warning: the weighted sum of these updates is zero" in ended.err
+    assert "is zero" not in scumble("blend", "a0=1", "a1=-1", "--out", "c").err
+
+
+def test_bases_without_a_hash_are_named_without_one(scumble, here) -> None:
+    for seed, base in enumerate(("one", "two")):
+        adapter = made(seed=seed)
+        adapter.spec = adapter.spec.with_base(base)
+        adapter.save(here / f"a{seed}")
+    assert "(a0: one, a1: two)" in scumble("blend", "a0", "a1", "--out", "b").err
+
+
+def test_inspect_says_what_an_adapter_was_made_of(scumble, folders) -> None:
+    scumble("blend", "a0=0.7", "a1=-0.3", "--method", "svd", "--rank", 3, "--out", "b")
+    scumble("resize", "a0", "--rank", 2, "--out", "r")
+    assert "blended (svd) from 0.7 * a0 + -0.3 * a1; its error was" in scumble("inspect", "b").out
+    assert "resized from a0 to rank 2; its error was" in scumble("inspect", "r").out
+    found = json.loads(scumble("inspect", "b", "--json").out)["adapters"][0]["made_from"]
+    assert [(part["name"], part["weight"]) for part in found["parts"]] == [("a0", 0.7), ("a1", -0.3)]

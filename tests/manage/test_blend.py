@@ -321,3 +321,13 @@ def test_what_could_not_be_loaded_again_is_not_written(made: Callable[..., Path]
     with pytest.raises(ConfigError, match="cannot be an adapter"):
         scumble.blend({path: 9e8}, out=tmp_path / "b", quiet=True)
     assert not (tmp_path / "b").exists()
+
+
+def test_a_dora_adapter_is_not_resized_against_a_base_of_other_sizes(
+    made: Callable[..., Path], tmp_path: Path
+) -> None:
+    path = made(tiny_llama(), "a0", use_dora=True)
+    tiny_llama(hidden_size=32).save_pretrained(tmp_path / "wide")
+    with pytest.raises(AdapterError, match="is 32 x 32"):
+        scumble.resize(path, out=tmp_path / "b", rank=2, base=str(tmp_path / "wide"), quiet=True)
+    assert not (tmp_path / "b").exists()

@@ -425,3 +425,12 @@ def test_names_that_are_not_there(on):
         merged(adapter, adapter.parent / "no" / "base")
     with pytest.raises(ConfigError, match="dtype"):
         merged(adapter, base, dtype="int8")
+
+
+def test_a_base_is_never_guessed(letters):
+    _, adapter = letters
+    config = json.loads((adapter / "adapter_config.json").read_text())
+    (adapter / "adapter_config.json").write_text(json.dumps({**config, "base_model_name_or_path": None}))
+    with pytest.raises(AdapterError, match="names no base"):
+        merge(adapter, out=adapter.parent / "none", quiet=True)
+    assert not (adapter.parent / "none").exists()

@@ -281,3 +281,8 @@ def test_what_is_not_there_and_what_is(tmp_path):
     assert unmerge(merged, out=tmp_path / "again", quiet=True, force=True).tensors > 0
     with pytest.raises(OutputExistsError, match="is read"):
         unmerge(merged, out=merged, quiet=True, force=True)
+
+
+def test_what_no_merge_wrote_is_said(tmp_path):
+    tiny_llama().save_pretrained(tmp_path / "base")
+    assert "is not what a merge wrote" in fails(tmp_path, tmp_path / "base").message

@@ -319,12 +319,17 @@ def _exactly(path: str) -> str:
     return "^" + re.escape(path)
 
 
+def _base_of(adapter: Adapter) -> str:
+    known = f", hash {adapter.base_hash}" if adapter.base_hash else ""
+    return f"{adapter.spec.base_name or 'no name'}{known}"
+
+
 def _warn_of_other_bases(parts: Sequence[Part]) -> None:
     """Warn where the adapters say that they belong to different bases."""
     hashes = {part.adapter.base_hash for part in parts} - {None}
     names = {part.adapter.spec.base_name for part in parts} - {None}
     if len(hashes) > 1 or (not hashes and len(names) > 1):
-        told = ", ".join(f"{p.title}: {p.adapter.spec.base_name} ({p.adapter.base_hash})" for p in parts)
+        told = ", ".join(dict.fromkeys(f"{part.title}: {_base_of(part.adapter)}" for part in parts))
         warnings.warn(
             f"the adapters were trained on different bases ({told}); their sum may mean nothing on either",
             stacklevel=3,

@@ -60,6 +60,7 @@ def blend(
         ScumbleError: with one line on what is wrong, where, and what to do.
     """
     settings = make(BlendOptions, **options)
+    _check_meaning(settings, learn)
     pairs = read_weights(adapters)
     reporter = Reporter(quiet=quiet)
     places = [find_adapter(getattr(path, "adapter", path)) for path, _ in pairs]
@@ -86,12 +87,13 @@ def blend(
         if needs_base(parts, settings.interpolate):
             named = base.name if isinstance(base, Base) else base
             tensors = stack.enter_context(open_checkpoint(_named_base(parts, named)))
-            _check_base(parts, tensors)
+            check_base(parts, tensors)
         found: Blended = blend_parts(parts, recipe, tensors)
+        _tell_of_nothing(found, reporter)
         _tell_of_conversion(parts, reporter)
         made_from = {
             "parts": [
-                {"path": str(place), "weight": _shown(part), **_hashes(place)}
+                {"path": str(place), "weight": _shown(part), **hashes(place)}
                 for place, part in zip(places, parts, strict=True)
             ],
             **settings.model_dump(),
@@ -101,6 +103,20 @@ def blend(
         if learned is not None:
             write_text(folder / CURVE, curve_svg(learned))
         return written
+
+
+def _check_meaning(settings: BlendOptions, learn: Any) -> None:
+    """Refuse options that nothing would read, rather than leave them out without a word."""
+    asked = settings.model_fields_set
+    if "density" in asked and settings.method in ("exact", "svd"):
+        raise ConfigError(
+            f"--density has no meaning for --method {settings.method}", "use ties, dare or magnitude with it"
+        )
+    unread = sorted(name for name in asked if name.startswith("learn_")) if learn is None else []
+    if unread:
+        raise ConfigError(
+            f"--{unread[0].replace('_', '-')} has no meaning without --learn", "say what to learn from"
+        )
 
 
 def _learned(
@@ -211,7 +227,7 @@ def _named_base(parts: Sequence[Part], given: str | None) -> str:
     return given if given is not None else names[0]
 
 
-def _check_base(parts: Sequence[Part], tensors: Checkpoint) -> None:
+def check_base(parts: Sequence[Part], tensors: Checkpoint) -> None:
     """Refuse a base that lacks a module the adapters update, or has it in another size."""
     for part in parts:
         for path, factors in part.adapter.factors.items():
@@ -234,6 +250,12 @@ def _tell_of_conversion(parts: Sequence[Part], reporter: Reporter) -> None:
         )
 
 
+def _tell_of_nothing(found: Blended, reporter: Reporter) -> None:
+    """Weights of zero, or parts that cancel each other: the adapter is one that changes nothing."""
+    if found.norms and not any(norm > 1e-12 * found.sizes[path] for path, norm in found.norms.items()):
+        reporter.warn("the weighted sum of these updates is zero")
+
+
 def _shown(part: Part) -> Any:
     """A weight as the record has it: one number, or one for each module."""
     if callable(part.weight):
@@ -241,7 +263,7 @@ def _shown(part: Part) -> Any:
     return part.weight
 
 
-def _hashes(place: Path) -> dict[str, str]:
+def hashes(place: Path) -> dict[str, str]:
     """What identifies an adapter: the sums of its two files."""
     return {
         "sha256": hashlib.sha256((place / WEIGHTS_NAME).read_bytes()).hexdigest(),

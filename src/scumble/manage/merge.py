@@ -250,7 +250,10 @@ def _copy_beside(base: Path, folder: Path) -> list[str]:
 def _open(base: Base | str | Path | None, adapter: Adapter) -> Checkpoint:
     """The base's files. Raises `BaseModelError` where a base in memory is not what its files hold."""
     if not isinstance(base, Base):
-        return open_checkpoint(str(base) if base is not None else adapter.spec.base_name)
+        name = str(base) if base is not None else adapter.spec.base_name
+        if not name:  # the default base would be a guess, and a merge into it may even fit
+            raise AdapterError("the adapter names no base", "say which with --base")
+        return open_checkpoint(name)
     checkpoint = open_checkpoint(base.name)
     if checkpoint.hash(base.dtype) != base.hash:
         checkpoint.close()

@@ -10,7 +10,9 @@ from scumble.config import ResizeOptions, make
 from scumble.errors import AdapterError
 from scumble.files import refuse_existing
 from scumble.lora.adapter import Adapter, find_adapter
+from scumble.lora.part import Part
 from scumble.lora.resize import resize as resize_adapter
+from scumble.manage.blend import check_base, hashes
 from scumble.manage.written import WrittenAdapter, write_blended
 from scumble.models.checkpoint import open_checkpoint
 from scumble.progress import Reporter
@@ -52,6 +54,7 @@ def resize(
             if name is None:
                 raise AdapterError(f"{place} is DoRA and names no base", "say which with --base")
             tensors = stack.enter_context(open_checkpoint(name))
+            check_base([Part(loaded, title=str(place))], tensors)
         found = resize_adapter(
             loaded,
             rank=settings.rank,
@@ -60,5 +63,5 @@ def resize(
             base=tensors,
             title=str(place),
         )
-        made_from = {"adapter": str(place), **settings.model_dump()}
+        made_from = {"adapter": str(place), **hashes(place), **settings.model_dump()}
         return write_blended(found, folder, made_from, RECORD, force=force, reporter=Reporter(quiet=quiet))

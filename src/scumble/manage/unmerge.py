@@ -74,6 +74,11 @@ def unmerge(
         raise MissingFileError(f"the merged model {merged} does not exist", "name what `scumble merge` wrote")
     goal = refuse_existing(out, force=force, inputs=(merged,))
     if not (merged / DIFFERENCE_NAME).is_file():
+        if not (merged / "certificate.json").is_file():
+            raise MissingFileError(
+                f"{merged} is not what a merge wrote: it has neither {DIFFERENCE_NAME} nor certificate.json",
+                "name the folder that `scumble merge` wrote",
+            )
         raise _needs_the_base(merged, base)
     difference = Difference(merged / DIFFERENCE_NAME)
     reporter = Reporter(quiet=quiet)
