@@ -41,6 +41,8 @@ GOOD: list[dict[str, Any]] = [
     {"messages": [{"role": "user", "content": [{"type": "text", "text": "a"}]}, {**ANSWER, "reasoning_content": "hm"}]},
     {"prompt": [USER], "completion": [ANSWER]},
     {"instruction": "a", "input": "b", "output": "c", "history": [["d", "e"]]},
+    {"messages": [USER, {**ANSWER, "weight": 0}]},  # can be read and not be encoded
+    {"messages": [ANSWER, USER]},  # it ends with a question: some templates refuse it
 ]  # fmt: skip
 KEYS = st.sampled_from(
     [
