@@ -331,3 +331,9 @@ def test_a_dora_adapter_is_not_resized_against_a_base_of_other_sizes(
     with pytest.raises(AdapterError, match="is 32 x 32"):
         scumble.resize(path, out=tmp_path / "b", rank=2, base=str(tmp_path / "wide"), quiet=True)
     assert not (tmp_path / "b").exists()
+
+
+def test_the_record_is_written_with_the_adapter_and_listed(made: Callable[..., Path], tmp_path: Path) -> None:
+    found = scumble.blend({made(tiny_llama(), "a0"): 0.5}, out=tmp_path / "b", quiet=True)
+    listed = json.loads((found.out / "manifest.json").read_text())["sha256"]
+    assert set(listed) == {"adapter_config.json", "adapter_model.safetensors", "blend.json"}

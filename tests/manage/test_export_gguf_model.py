@@ -227,6 +227,12 @@ def test_rules_of_the_embedded_base_are_found():
     assert KNOWN[probe_hash(tokenizer)] == "smollm"
 
 
+def test_rules_that_llama_cpp_has_not_are_refused(tmp_path):
+    with pytest.raises(ConfigError, match="no rules of that name"):
+        export_model(save(tiny_llama(), tmp_path / "m"), out=tmp_path / "m.gguf", pre="nonsense")
+    assert not (tmp_path / "m.gguf").exists()
+
+
 def test_options_and_outputs_are_checked_first(tmp_path):
     folder = save(model_of("llama"), tmp_path / "model")
     with pytest.raises(ConfigError, match="q5_1"):

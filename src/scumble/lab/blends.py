@@ -111,7 +111,7 @@ def _recipes(adapters: Mapping[str, str | Path]) -> dict[str, tuple[tuple[float,
     from scumble.lora.adapter import Adapter
 
     half = sum(Adapter.load(adapters[task]).spec.rank for task in TASKS) // 2
-    learn: dict[str, Any] = {"learn": list(TASKS), "learn_limit": 64}
+    learn: dict[str, Any] = {"learn": list(TASKS), "learn_limit": 32, "learn_steps": 20}
     return {
         "exact 1, 1": ((1.0, 1.0), {}),
         "exact 0.5, 0.5": ((0.5, 0.5), {}),

@@ -121,14 +121,18 @@ class Adapter:
             OutputExistsError: `folder` exists and `force` is not given.
             OutputError: it cannot be written.
         """
-        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
-        metadata = {"format": "pt"} | ({"base_hash": self.base_hash} if self.base_hash else {})
         with new_folder(folder, force=force) as temporary:
-            (temporary / WEIGHTS_NAME).write_bytes(tensors_as_bytes(tensors, metadata))
-            config = json.dumps(self.spec.to_peft(), indent=2, sort_keys=True)
-            (temporary / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
+            self.write_into(temporary)
             write_manifest(temporary)
         return Path(folder)
+
+    def write_into(self, folder: Path) -> None:
+        """Write the two files of the PEFT format into a folder that is not in its place yet, without a manifest."""
+        tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in self.tensors().items()}
+        metadata = {"format": "pt"} | ({"base_hash": self.base_hash} if self.base_hash else {})
+        (folder / WEIGHTS_NAME).write_bytes(tensors_as_bytes(tensors, metadata))
+        config = json.dumps(self.spec.to_peft(), indent=2, sort_keys=True)
+        (folder / CONFIG_NAME).write_text(config + "\n", encoding="utf-8")
 
     @classmethod
     def load(cls, folder: str | Path) -> Adapter:

@@ -14,7 +14,7 @@ from typing import Any, TypeAlias
 from scumble.config import BlendOptions, make
 from scumble.data.examples import read_examples
 from scumble.errors import AdapterError, ConfigError
-from scumble.files import refuse_existing, write_text
+from scumble.files import refuse_existing
 from scumble.lora.adapter import CONFIG_NAME, WEIGHTS_NAME, Adapter, find_adapter
 from scumble.lora.bank import Bank
 from scumble.lora.blend import Blended, Recipe
@@ -99,10 +99,8 @@ def blend(
             **settings.model_dump(),
             "learned": learned.to_dict() if learned is not None else None,
         }
-        written = write_blended(found, folder, made_from, RECORD, force=force, reporter=reporter)
-        if learned is not None:
-            write_text(folder / CURVE, curve_svg(learned))
-        return written
+        curve = {CURVE: curve_svg(learned)} if learned is not None else {}
+        return write_blended(found, folder, made_from, RECORD, force=force, reporter=reporter, beside=curve)
 
 
 def _check_meaning(settings: BlendOptions, learn: Any) -> None:

@@ -12,9 +12,10 @@ from pathlib import Path
 from typing import Any
 
 from scumble.errors import AdapterError, ConfigError
-from scumble.files import write_text
+from scumble.files import new_folder
 from scumble.lora.adapter import WEIGHTS_NAME, Adapter, from_tensors
 from scumble.lora.blend import Blended
+from scumble.manifest import write_manifest
 from scumble.progress import Reporter
 
 
@@ -49,9 +50,16 @@ class WrittenAdapter:
 
 
 def write_blended(
-    found: Blended, out: Path, made_from: Mapping[str, Any], record: str, *, force: bool, reporter: Reporter
+    found: Blended,
+    out: Path,
+    made_from: Mapping[str, Any],
+    record: str,
+    *,
+    force: bool,
+    reporter: Reporter,
+    beside: Mapping[str, str] | None = None,
 ) -> WrittenAdapter:
-    """Say how far off the adapter is, write it, read it back, and measure.
+    """Say how far off the adapter is, write it, read it back, measure, and only then put it in its place.
 
     Args:
         found: what is written.
@@ -60,25 +68,30 @@ def write_blended(
         record: its name.
         force: replace `out` where it exists.
         reporter: is told the predicted error.
+        beside: other files of the folder, from name to text.
     """
     ranks = {path: factors.rank for path, factors in found.adapter.factors.items()}
     lowest, highest = min(ranks.values(), default=0), max(ranks.values(), default=0)
     shown = f"rank {highest}" if lowest == highest else f"ranks {lowest} to {highest}"
     reporter.note(f"{shown} on {len(ranks)} modules; predicted error {found.predicted:.2%}")
     _check_size(found.adapter)
-    folder = found.adapter.save(out, force=force)
-    written = Adapter.load(folder)
-    measured, gaps = found.measured(written)
-    error = {"predicted": found.predicted, "measured": measured}
-    write_text(folder / record, json.dumps({**made_from, "error": error}, indent=2) + "\n")
+    with new_folder(out, force=force) as temporary:
+        found.adapter.write_into(temporary)
+        written = Adapter.load(temporary)
+        measured, gaps = found.measured(written)
+        error = {"predicted": found.predicted, "measured": measured}
+        document = json.dumps({**made_from, "error": error}, indent=2) + "\n"
+        for name, text in {record: document, **(beside or {})}.items():
+            (temporary / name).write_text(text, encoding="utf-8")
+        write_manifest(temporary)
     return WrittenAdapter(
-        folder,
+        out,
         highest,
         error,
         ranks,
         {path: gap / found.norms[path] if found.norms[path] else None for path, gap in gaps.items()},
         written.parameters,
-        (folder / WEIGHTS_NAME).stat().st_size,
+        (out / WEIGHTS_NAME).stat().st_size,
         dict(made_from),
     )
 

@@ -96,9 +96,10 @@ def export_adapter(
         raise ConfigError(
             f"--type {type!r} is not written for adapters", f"choose one of {', '.join(_TYPES)}"
         )
-    path = gguf_path(out, force=force, inputs=[adapter, base])
-    beside = modelfile_path(path, force=force)
     read = Adapter.load(adapter)
+    # the base that the adapter names may itself be a GGUF file
+    path = gguf_path(out, force=force, inputs=[adapter, base, read.spec.base_name])
+    beside = modelfile_path(path, force=force)
     refuse_what_llama_cpp_lacks(read, str(adapter))
     name = base or read.spec.base_name
     if not name:

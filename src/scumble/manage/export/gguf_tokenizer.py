@@ -7,12 +7,13 @@ known the tokenizer is refused, unless the user names the rules. Knows tokenizer
 
 from __future__ import annotations
 
+import difflib
 import hashlib
 import json
 from dataclasses import dataclass
 from typing import Any
 
-from scumble.errors import NotSupportedError
+from scumble.errors import ConfigError, NotSupportedError, shown
 
 # The text whose tokens llama.cpp's converter hashes (MIT licence); it must stay byte for byte what it is.
 PROBE = (
@@ -35,6 +36,47 @@ PRE = {
     "b3f499bb4255f8ca19fccd664443283318f2fd2414d5e0b040fbdd0cc195d6c5": "deepseek-r1-qwen",
     "3ce83efda5659b07b1ad37ca97ca5797ea4285d9b9ab0dc679e4a720c9da7454": "gpt-2",
 }
+# What `--pre` may name besides: the rules for byte-level BPE that llama.cpp has.
+RULES = frozenset(PRE.values()) | frozenset(
+    [
+        "bailingmoe",
+        "bloom",
+        "chameleon",
+        "chatglm-bpe",
+        "codeshell",
+        "command-r",
+        "dbrx",
+        "deepseek-coder",
+        "deepseek-llm",
+        "deepseek-v3",
+        "default",
+        "exaone",
+        "exaone4",
+        "falcon",
+        "falcon3",
+        "gpt-4o",
+        "gpt3-finnish",
+        "hunyuan",
+        "jais",
+        "kimi-k2",
+        "llama-v3",
+        "llama3",
+        "llama4",
+        "megrez",
+        "minerva-7b",
+        "mpt",
+        "olmo",
+        "pixtral",
+        "poro-chat",
+        "refact",
+        "seed-coder",
+        "stablelm2",
+        "starcoder",
+        "superbpe",
+        "trillion",
+        "viking",
+    ]
+)
 
 
 @dataclass(frozen=True)
@@ -108,6 +150,12 @@ def vocabulary_of(tokenizer: Any | None, size: int, where: str, *, pre: str | No
         raise NotSupportedError(
             f"{where} has {kind}, and only byte-level BPE is written to GGUF here",
             "llama.cpp's own converter, convert_hf_to_gguf.py, writes it; give it the merged model",
+        )
+    if pre is not None and pre not in RULES:
+        near = difflib.get_close_matches(pre, RULES, n=1, cutoff=0.5)
+        raise ConfigError(
+            f"--pre is {shown(pre)}, and llama.cpp has no rules of that name",
+            f"did you mean {near[0]}?" if near else f"known are {', '.join(sorted(RULES))}",
         )
     rules = pre or PRE.get(probe_hash(tokenizer))
     if rules is None:
