@@ -3,7 +3,7 @@
 import pytest
 import torch
 
-from scumble.manage import fidelity
+from scumble.manage.certificate import fidelity
 from scumble.models.threads import with_threads
 
 
