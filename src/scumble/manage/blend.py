@@ -99,7 +99,9 @@ def blend(
             **settings.model_dump(),
             "learned": learned.to_dict() if learned is not None else None,
         }
-        curve = {CURVE: curve_svg(learned)} if learned is not None else {}
+        curve = {}
+        if learned is not None:
+            curve[CURVE] = curve_svg(replace(learned, names=[part.title for part in parts]))
         return write_blended(found, folder, made_from, RECORD, force=force, reporter=reporter, beside=curve)
 
 
