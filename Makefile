@@ -36,6 +36,7 @@ bench: setup
 	$(BIN)/python bench/kernels.py
 	$(BIN)/python bench/against_peft.py
 	$(BIN)/python bench/swap.py
+	$(BIN)/python bench/encode.py
 	$(BIN)/scumble bench blend
 	$(BIN)/scumble lab cron
 
