@@ -91,18 +91,25 @@ def blend(
         found: Blended = blend_parts(parts, recipe, tensors)
         _tell_of_nothing(found, reporter)
         _tell_of_conversion(parts, reporter)
-        made_from = {
-            "parts": [
-                {"path": str(place), "weight": _shown(part), **hashes(place)}
-                for place, part in zip(places, parts, strict=True)
-            ],
-            **settings.model_dump(),
-            "learned": learned.to_dict() if learned is not None else None,
-        }
+        made_from = _made_from(parts, places, settings, learned)
         curve = {}
         if learned is not None:
             curve[CURVE] = curve_svg(replace(learned, names=[part.title for part in parts]))
         return write_blended(found, folder, made_from, RECORD, force=force, reporter=reporter, beside=curve)
+
+
+def _made_from(
+    parts: Sequence[Part], places: Sequence[Path], settings: BlendOptions, learned: Learned | None
+) -> dict[str, Any]:
+    """What `blend.json` says of how the adapter came about."""
+    return {
+        "parts": [
+            {"path": str(place), "weight": _shown(part), **hashes(place)}
+            for place, part in zip(places, parts, strict=True)
+        ],
+        **settings.model_dump(),
+        "learned": learned.to_dict() if learned is not None else None,
+    }
 
 
 def _check_meaning(settings: BlendOptions, learn: Any) -> None:
