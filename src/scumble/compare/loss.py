@@ -1,29 +1,60 @@
-"""The loss of a batch: cross-entropy summed over supervised tokens, for evaluation and training alike.
+"""The loss of examples: cross-entropy summed over supervised tokens, for evaluation and training alike.
 
-The sum, not a mean: a mean over micro-batches would weigh a token by how many others it was put with.
+The sum, not a mean: a mean over micro-batches would weigh a token by how many others it was put with. Logits are made
+only where there is a loss, in chunks, so that memory never holds tokens x vocabulary; where the output layer is frozen,
+a chunk's gradient is made with it (as in Liger Kernel, arXiv:2410.10989), and its logits are not made a second time.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Iterator, Sequence
+from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn import functional
+from torch.utils.checkpoint import checkpoint
 
-from scumble.data.batches import IGNORED, Batch, batches_by_length
+from scumble.data.batches import IGNORED, Batch, batches_by_length, collate
 from scumble.data.encoding import Encoded
+from scumble.data.packing import Packed, micro_batches, pack
+from scumble.models.attention import packed
+from scumble.models.packable import capped, hidden_of, softcap_of, ways_of
+
+_CHUNK_BYTES = 64 * 2**20  # of logits that are there at once
 
 
-def loss_sum(model: Any, batch: Batch) -> Tensor:
+def lay_out(model: Any, examples: Sequence[Encoded], *, share: bool = True) -> Packed | Batch:
+    """Examples as the model takes them: end to end, or side by side where it mixes tokens by more than attention.
+
+    Args:
+        model: a causal model of transformers.
+        examples: of one micro-batch.
+        share: compute what several begin with once, where that pays; not with dropout.
+    """
+    return pack(examples, share=share) if ways_of(model).packed else collate(examples)
+
+
+def loss_sum(model: Any, batch: Packed | Batch) -> Tensor:
     """The summed cross-entropy of a batch's supervised tokens, a scalar in fp32 (fp64 for an fp64 model).
 
     Args:
         model: a causal model of transformers.
         batch: on the model's device.
     """
-    return token_losses(model, batch).sum()
+    if isinstance(batch, Batch):
+        return token_losses(model, batch).sum()
+    if not ways_of(model).head:
+        return _own_logits_loss(model, batch)
+    head, cap = model.get_output_embeddings(), softcap_of(model)
+    hidden = hidden_of(model, batch.ids, batch.positions, batch.segments)[0, batch.rows]  # (targets, h)
+    size = max(1, _CHUNK_BYTES // (4 * head.weight.shape[0]))
+    if type(head) is nn.Linear and head.bias is None and cap is None and not head.weight.requires_grad:
+        return cast(Tensor, _FrozenHead.apply(hidden, head.weight, batch.labels, size))
+    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
+    for rows, labels in zip(hidden.split(size), batch.labels.split(size), strict=True):
+        total = total + checkpoint(_chunk_loss, model, rows, labels, use_reentrant=False)
+    return total
 
 
 def token_losses(model: Any, batch: Batch) -> Tensor:
@@ -55,7 +86,59 @@ def mean_loss(model: Any, examples: Sequence[Encoded], batch: int, device: torch
         device: of the model.
     """
     total, targets = 0.0, 0
-    for laid in batches_by_length(examples, batch):
+    for laid in _batches(model, examples, batch):
         total += float(loss_sum(model, laid.to(device)))
         targets += laid.targets
     return total / targets
+
+
+def _batches(model: Any, examples: Sequence[Encoded], size: int) -> Iterator[Packed | Batch]:
+    if ways_of(model).packed:
+        yield from (pack(group, share=True) for group in micro_batches(examples, size, share=True))
+    else:
+        yield from batches_by_length(examples, size)
+
+
+class _FrozenHead(torch.autograd.Function):
+    """Summed cross-entropy of `softmax(h W^T)`, whose gradient with respect to h is made in the forward pass."""
+
+    @staticmethod
+    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int) -> Tensor:
+        wide = torch.promote_types(hidden.dtype, torch.float32)
+        total = hidden.new_zeros((), dtype=wide)
+        grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
+        for start in range(0, len(labels), size):
+            part = slice(start, start + size)
+            scores = functional.linear(hidden[part], weight).to(wide)
+            scores -= scores.amax(dim=-1, keepdim=True)
+            right = scores.gather(1, labels[part, None])
+            sums = scores.exp_().sum(dim=-1, keepdim=True)
+            total += (sums.log() - right).sum()
+            if grad is not None:
+                # softmax W - the label's row of W; the division is by rows, so it can wait for the narrower product
+                mean = (scores.to(weight.dtype) @ weight).to(wide) / sums
+                grad[part] = (mean - weight[labels[part]]).to(grad.dtype)
+        ctx.save_for_backward(grad)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        (kept,) = ctx.saved_tensors
+        return kept * grad.to(kept.dtype), None, None, None
+
+
+def _own_logits_loss(model: Any, batch: Packed) -> Tensor:
+    """The loss from the model's own logits, of all supervised tokens at once: it scales them in a way of its own."""
+    with packed(model, batch.segments):
+        given = {"input_ids": batch.ids, "position_ids": batch.positions}
+        logits = model(**given, use_cache=False, logits_to_keep=batch.rows).logits[0]
+    return functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels, reduction="sum"
+    )
+
+
+def _chunk_loss(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+    logits = capped(model.get_output_embeddings()(hidden), model)
+    return functional.cross_entropy(
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum"
+    )

@@ -16,6 +16,8 @@ from dataclasses import asdict, dataclass
 from itertools import pairwise
 from typing import Any
 
+from scumble.data.prefixes import common_prefix
+
 BARS = 30  # of a histogram, about at most
 
 
@@ -132,20 +134,8 @@ def count_distinct(sequences: Sequence[Sequence[int]]) -> int:
     """The nodes of the trie of the sequences: tokens that remain where each shared prefix counts once."""
     ordered: list[Any] = list(sequences)  # of one type, which compares element by element
     ordered.sort()
-    shared = sum(_common(a, b) for a, b in pairwise(ordered))
+    shared = sum(common_prefix(a, b) for a, b in pairwise(ordered))
     return sum(len(each) for each in ordered) - shared
-
-
-def _common(a: Sequence[int], b: Sequence[int]) -> int:
-    """How many first elements are the same, by halving: slices are compared in C."""
-    low, high = 0, min(len(a), len(b))
-    while low < high:
-        middle = (low + high + 1) // 2
-        if a[low:middle] == b[low:middle]:
-            low = middle
-        else:
-            high = middle - 1
-    return low
 
 
 def _nice(width: float) -> int:

@@ -1,0 +1,216 @@
+"""Attention over examples laid end to end, a function registered with transformers.
+
+    with packed(model, segments):
+        hidden = model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
+
+The tokens of a segment see those before them in it, and all of its ancestors'. Where attention is plain (no window that
+cuts, no cap, no sinks), each segment is one causal product, and what descends from it one more over its keys; the parts
+of a token's attention are put together by their normalisers, as in ring attention (Liu et al. 2023), so that no key is
+copied and no mask is made. Otherwise each segment is computed over its whole path, with a mask. Knows segments and
+modules of a model, and nothing of data.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from contextvars import ContextVar
+from typing import Any, NamedTuple, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+from transformers import AttentionInterface
+
+NAME = "scumble_packed"
+
+
+class Segment(NamedTuple):
+    """A run of tokens.
+
+    Attributes:
+        start, end: of its own tokens.
+        until: end of what descends from it, which follows without a gap.
+        depth: position of its first token within its examples.
+        parent: number of the segment before it on its path, or -1.
+    """
+
+    start: int
+    end: int
+    until: int
+    depth: int
+    parent: int
+
+
+_segments: ContextVar[tuple[Segment, ...] | None] = ContextVar("segments", default=None)
+
+
+@contextmanager
+def packed(model: Any, segments: Sequence[tuple[int, int, int, int, int]]) -> Iterator[None]:
+    """Let the model's attention stay inside the segments, for forward and backward passes in the body of a `with`.
+
+    Args:
+        model: of transformers, whose attention goes through its attention interface (`packable`).
+        segments: (start, end, until, depth, parent) of each, parents before their children.
+    """
+    token = _segments.set(tuple(Segment(*each) for each in segments))
+    before = model.config._attn_implementation
+    model.set_attn_implementation(NAME)
+    try:
+        yield
+    finally:
+        model.set_attn_implementation(before)
+        _segments.reset(token)
+
+
+def packed_attention(
+    module: Any,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    s_aux: Tensor | None = None,
+    **kwargs: Any,
+) -> tuple[Tensor, None]:
+    """What transformers calls; query (1, heads, T, width), key and value with as many heads or fewer; gives (1, T, heads, width)."""
+    segments = _segments.get()
+    assert segments is not None, "packed attention outside of `packed`"
+    scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    longest = max(each.depth + each.end - each.start for each in segments)
+    window = sliding_window if sliding_window is not None and sliding_window < longest else None
+    plain = window is None and softcap is None and s_aux is None and query.shape[-1] == value.shape[-1]
+    if plain and query.device.type == "cpu":
+        return cast(Tensor, _TreeAttention.apply(query, key, value, segments, scale)), None
+    groups = query.shape[1] // key.shape[1]
+    key, value = (each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value))
+    return _by_path(query, key, value, segments, scale, window, softcap, s_aux), None
+
+
+class _TreeAttention(torch.autograd.Function):
+    """Plain attention on the CPU by PyTorch's flash kernel, which takes fewer key heads than query heads as they are."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...], scale: float
+    ) -> Tensor:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+        out = torch.empty_like(
+            q.transpose(1, 2), memory_format=torch.contiguous_format
+        )  # (1, T, heads, width)
+        wide = torch.promote_types(q.dtype, torch.float32)
+        norm = torch.empty(
+            out.shape[:3], dtype=wide, device=q.device
+        )  # log of each row's sum of exponentials
+        for s in segments:
+            part, log = flash(
+                q[:, :, s.start : s.end], *(x[:, :, s.start : s.end] for x in (k, v)), 0.0, True, scale=scale
+            )
+            out[:, s.start : s.end] = part.transpose(1, 2)
+            norm[:, s.start : s.end] = log.transpose(1, 2)
+        for s in segments:
+            if s.until > s.end:
+                below = slice(s.end, s.until)
+                part, log = flash(
+                    q[:, :, below], *(x[:, :, s.start : s.end] for x in (k, v)), 0.0, False, scale=scale
+                )
+                log = log.transpose(1, 2)
+                both = torch.logaddexp(norm[:, below], log)
+                share = (log - both).exp().unsqueeze(-1)
+                out[:, below] = torch.lerp(out[:, below].to(wide), part.transpose(1, 2).to(wide), share).to(
+                    out.dtype
+                )
+                norm[:, below] = both
+        ctx.save_for_backward(q, k, v, out, norm)
+        ctx.segments, ctx.scale = segments, scale
+        return out
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+        q, k, v, out, norm = ctx.saved_tensors
+        # laid out as (1, T, heads, width), which the projections' gradients are views of
+        dq, dk, dv = (
+            torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
+            for x in (q, k, v)
+        )
+        out, norm, grad = out.transpose(1, 2), norm.transpose(1, 2), grad.transpose(1, 2)
+
+        def parts(rows: slice, keys: slice, causal: bool) -> Any:
+            inner = (k[:, :, keys], v[:, :, keys], out[:, :, rows], norm[:, :, rows])
+            return flash(grad[:, :, rows], q[:, :, rows], *inner, 0.0, causal, scale=ctx.scale)
+
+        for s in ctx.segments:
+            own = slice(s.start, s.end)
+            for into, part in zip((dq, dk, dv), parts(own, own, True), strict=True):
+                into[:, :, own] = part
+        for s in ctx.segments:
+            if s.until > s.end:
+                own, below = slice(s.start, s.end), slice(s.end, s.until)
+                for into, rows, part in zip(
+                    (dq, dk, dv), (below, own, own), parts(below, own, False), strict=True
+                ):
+                    into[:, :, rows] += part
+        return dq, dk, dv, None, None
+
+
+def _by_path(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    segments: tuple[Segment, ...],
+    scale: float,
+    window: int | None,
+    softcap: float | None,
+    sinks: Tensor | None,
+) -> Tensor:
+    """Attention of every segment over its whole path; as many key heads as query heads. Gives (1, T, heads, width)."""
+    lengths = [s.end - s.start for s in segments]
+    # split, whose backward is one `cat`: slices would each make a zero tensor of the whole
+    queries, keys, values = (x.split(lengths, dim=2) for x in (q, k, v))
+    found = []
+    for number, s in enumerate(segments):
+        path = [number]
+        while segments[path[0]].parent >= 0:
+            path.insert(0, segments[path[0]].parent)
+        key, value = (
+            torch.cat([x[i] for i in path], dim=2) if len(path) > 1 else x[number] for x in (keys, values)
+        )
+        at = torch.arange(s.depth, s.depth + lengths[number], device=q.device)[:, None]
+        seen = torch.arange(key.shape[2], device=q.device)[None]
+        mask = seen <= at
+        if window is not None:
+            mask = mask & (seen > at - window)
+        if softcap is None and sinks is None:
+            part = functional.scaled_dot_product_attention(
+                queries[number],
+                key,
+                value,
+                mask if s.depth or window else None,
+                is_causal=not (s.depth or window),
+                scale=scale,
+            )
+        else:
+            part = _capped(queries[number], key, value, mask, scale, softcap, sinks)
+        found.append(part)
+    return torch.cat(found, dim=2).transpose(1, 2).contiguous()
+
+
+def _capped(
+    q: Tensor, k: Tensor, v: Tensor, mask: Tensor, scale: float, softcap: float | None, sinks: Tensor | None
+) -> Tensor:
+    """Attention with capped scores (Gemma 2) or with a sink for each head (gpt-oss), as transformers' eager one has it."""
+    scores = torch.matmul(q, k.transpose(2, 3)) * scale
+    if softcap is not None:
+        scores = torch.tanh(scores / softcap) * softcap
+    scores = scores.masked_fill(~mask, float("-inf"))
+    wide = torch.promote_types(q.dtype, torch.float32)
+    if sinks is not None:
+        scores = torch.cat([scores, sinks.reshape(1, -1, 1, 1).expand(1, -1, scores.shape[2], 1)], dim=-1)
+    shares = functional.softmax(scores, dim=-1, dtype=wide).to(q.dtype)
+    return torch.matmul(shares[..., : k.shape[2]], v)
+
+
+AttentionInterface.register(NAME, packed_attention)
