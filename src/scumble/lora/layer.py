@@ -11,6 +11,7 @@ the routing's to say.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -20,6 +21,7 @@ from transformers.pytorch_utils import Conv1D
 
 from scumble.errors import AdapterError
 from scumble.lora.dropout import keep_mask, module_key
+from scumble.lora.fused import Dropping, fused_linear
 from scumble.lora.kernels import Term, low_rank_update
 from scumble.lora.routing import Routing, Weight
 
@@ -63,6 +65,12 @@ class Slot(nn.Module):
                     self, name, tensor if name == "token_rows" else nn.Parameter(tensor, requires_grad=False)
                 )
         return self
+
+    @property
+    def plain(self) -> bool:
+        """Whether it trains, and is A and B alone."""
+        more = (self.lora_bias, self.magnitude, self.base_bias, self.tokens)
+        return self.A is not None and self.A.requires_grad and all(part is None for part in more)
 
     def gain(self, weight: Tensor) -> Tensor:
         """DoRA's g = m / |W + s B A|, (out,); `weight` is W as (out, in)."""
@@ -118,8 +126,11 @@ class BankLayer(nn.Module):
 
     def forward(self, x: Tensor, *args: object, **kwargs: object) -> Tensor:
         """The base's output and the update of every adapter that acts; shapes are the base's own."""
-        y = cast(Tensor, self.base(x, *args, **kwargs))
         active = self.routing.active(self.slots.keys())
+        fused = self._fused(active, x) if active else None
+        if fused is not None:
+            return fused
+        y = cast(Tensor, self.base(x, *args, **kwargs))
         if not active:
             return y
         kind = torch.promote_types(y.dtype, torch.float32)  # a weight of 0.7 is not rounded to bf16
@@ -150,6 +161,21 @@ class BankLayer(nn.Module):
         """(out, in) of W."""
         rows, columns = self.matrix().shape
         return int(rows), int(columns)
+
+    def _fused(self, active: Sequence[str], x: Tensor) -> Tensor | None:
+        """The output where one plain adapter trains beside a frozen linear layer, alike for all tokens; else None."""
+        slot = cast(Slot, self.slots[active[0]])
+        share = self.routing.number(active[0])
+        if len(active) > 1 or share is None or not slot.plain or not torch.is_grad_enabled():
+            return None
+        if type(self.base) not in (nn.Linear, Conv1D) or self.weight.requires_grad:
+            return None
+        drop, marks = None, self.routing.marks
+        if slot.dropout and marks is not None:
+            if x.shape[:-1] != marks.examples.shape:
+                return None
+            drop = Dropping(module_key(slot.seed, self.path), marks, slot.dropout)
+        return fused_linear(x, self.matrix(), self.bias, slot.A, slot.B, slot.scale * share, drop)
 
     def _embed_scale(self) -> Tensor | float:
         """Some embeddings scale what they look up (Gemma 3), and an update of theirs with it."""

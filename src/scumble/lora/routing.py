@@ -100,6 +100,11 @@ class Routing:
             if slot in slots
         ]
 
+    def number(self, slot: str) -> float | None:
+        """The weight of a slot where it is one number for all tokens, else None."""
+        weight = self._state.uniform.get(slot) if self._state.matrix is None else None
+        return None if weight is None or callable(weight) else weight
+
     def check(self) -> None:
         """Raise `AdapterError` where the weights were set for another number of rows than the batch has."""
         state = self._state

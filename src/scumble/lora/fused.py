@@ -1,0 +1,113 @@
+"""A frozen linear layer and one adapter's update in one step of the graph.
+
+    y = x W^T + b + s (x A^T) B^T
+
+Forward, x and h = x A^T are kept for the backward pass, and nothing else: not the update, not a dropped-out copy of x,
+whose mask is made again (`dropout`), and no copy of x in the adapter's own type. Where several layers read the same x
+(q, k and v; gate and up), what each keeps is the same tensor. Backward, with g the gradient of y:
+
+    dx = g W + s (g B) A        dA = s (g B)^T x        dB = s g^T h
+"""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+from torch.nn import functional
+
+from scumble.lora.dropout import TokenMarks, keep_mask
+
+
+class Dropping:
+    """Which numbers of x the update does not see.
+
+    Args:
+        key: of the adapter's seed and the module (`module_key`).
+        marks: what each token belongs to, (batch, sequence).
+        rate: share dropped.
+    """
+
+    def __init__(self, key: int, marks: TokenMarks, rate: float) -> None:
+        self.key, self.marks, self.rate = key, marks, rate
+
+    def __call__(self, x: Tensor) -> Tensor:
+        """What is left of x, scaled up; x is (batch x sequence, features)."""
+        keep = keep_mask(self.key, self.marks, x.shape[-1], self.rate).flatten(0, 1)
+        return torch.where(keep, x, 0) / (1 - self.rate)
+
+
+def fused_linear(
+    x: Tensor,
+    W: Tensor,
+    bias: Tensor | None,
+    A: Tensor,
+    B: Tensor,
+    scale: float,
+    drop: Dropping | None = None,
+) -> Tensor:
+    """`x W^T + b + s (x A^T) B^T`.
+
+    Args:
+        x: (..., in).
+        W: (out, in), frozen.
+        bias: (out,), frozen, or None.
+        A: (rank, in), in fp32 at least.
+        B: (out, rank), likewise.
+        scale: s.
+        drop: dropout on what A reads.
+
+    Returns:
+        (..., out) in the type of x.
+    """
+    return cast(Tensor, _FusedLinear.apply(x, W, bias, A, B, scale, drop))
+
+
+class _FusedLinear(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: Tensor,
+        W: Tensor,
+        bias: Tensor | None,
+        A: Tensor,
+        B: Tensor,
+        scale: float,
+        drop: Dropping | None,
+    ) -> Tensor:
+        rows = x.flatten(0, -2)
+        y = functional.linear(rows, W, bias)
+        seen = rows if drop is None else drop(rows)
+        h = seen.to(A.dtype) @ A.T  # (rows, rank)
+        if y.dtype == B.dtype:
+            y.addmm_(h, B.T, alpha=scale)
+        else:
+            y += ((h * scale) @ B.T).to(y.dtype)
+        ctx.save_for_backward(x, W, A, B, h)
+        ctx.scale, ctx.drop = scale, drop
+        return y.view(*x.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, W, A, B, h = ctx.saved_tensors
+        grad = grad.flatten(0, -2)
+        wide = grad.to(B.dtype)
+        dh = (wide @ B) * ctx.scale  # (rows, rank)
+        dx = dA = dB = None
+        if ctx.needs_input_grad[0]:
+            dx = grad @ W
+            if ctx.drop is not None:
+                dx += ctx.drop(dh @ A).to(dx.dtype)  # dropping is linear, and its own transpose
+            elif dx.dtype == A.dtype:
+                dx.addmm_(dh, A)
+            else:
+                dx += (dh @ A).to(dx.dtype)
+            dx = dx.view(x.shape)
+        if ctx.needs_input_grad[3]:
+            rows = x.flatten(0, -2)
+            seen = rows if ctx.drop is None else ctx.drop(rows)
+            dA = dh.T @ seen.to(A.dtype)
+        if ctx.needs_input_grad[4]:
+            dB = (wide.T @ h).mul_(ctx.scale)
+        return dx, None, None, dA, dB, None, None
