@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from contextvars import ContextVar
+from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
 import torch
@@ -42,7 +43,24 @@ class Segment(NamedTuple):
     parent: int
 
 
-_segments: ContextVar[tuple[Segment, ...] | None] = ContextVar("segments", default=None)
+class Product(NamedTuple):
+    """Attention of some tokens to some keys: all of them, or causal where both are the same."""
+
+    rows: slice
+    keys: slice
+    causal: bool
+
+
+class _Layout(NamedTuple):
+    segments: tuple[Segment, ...]
+    products: tuple[Product, ...]
+
+
+_layout: ContextVar[_Layout | None] = ContextVar("layout", default=None)
+
+# The kernel computes the half above the diagonal too; in blocks it is left out. Measured on one core at 9 heads of 64:
+# 18 % less time at 216 tokens, 20 % at 432, none at 128.
+_BLOCK = 112
 
 
 @contextmanager
@@ -53,14 +71,15 @@ def packed(model: Any, segments: Sequence[tuple[int, int, int, int, int]]) -> It
         model: of transformers, whose attention goes through its attention interface (`packable`).
         segments: (start, end, until, depth, parent) of each, parents before their children.
     """
-    token = _segments.set(tuple(Segment(*each) for each in segments))
+    runs = tuple(Segment(*each) for each in segments)
+    token = _layout.set(_Layout(runs, tuple(products(runs))))
     before = model.config._attn_implementation
     model.set_attn_implementation(NAME)
     try:
         yield
     finally:
         model.set_attn_implementation(before)
-        _segments.reset(token)
+        _layout.reset(token)
 
 
 def packed_attention(
@@ -76,17 +95,33 @@ def packed_attention(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """What transformers calls; query (1, heads, T, width), key and value with as many heads or fewer; gives (1, T, heads, width)."""
-    segments = _segments.get()
-    assert segments is not None, "packed attention outside of `packed`"
+    layout = _layout.get()
+    assert layout is not None, "packed attention outside of `packed`"
+    segments = layout.segments
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
     longest = max(each.depth + each.end - each.start for each in segments)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
     plain = window is None and softcap is None and s_aux is None and query.shape[-1] == value.shape[-1]
     if plain and query.device.type == "cpu":
-        return cast(Tensor, _TreeAttention.apply(query, key, value, segments, scale)), None
+        return cast(Tensor, _TreeAttention.apply(query, key, value, layout.products, scale)), None
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value))
     return _by_path(query, key, value, segments, scale, window, softcap, s_aux), None
+
+
+def products(segments: Sequence[Segment], block: int = _BLOCK) -> Iterator[Product]:
+    """The products of plain attention: the causal ones, which meet every token once, come first."""
+    later = []
+    for s in segments:
+        pieces = max(1, round((s.end - s.start) / block))
+        edges = [s.start + (s.end - s.start) * i // pieces for i in range(pieces + 1)]
+        for start, end in pairwise(edges):
+            yield Product(slice(start, end), slice(start, end), True)
+            if end < s.end:
+                later.append(Product(slice(end, s.end), slice(start, end), False))
+        if s.until > s.end:
+            later.append(Product(slice(s.end, s.until), slice(s.start, s.end), False))
+    yield from later
 
 
 class _TreeAttention(torch.autograd.Function):
@@ -94,7 +129,7 @@ class _TreeAttention(torch.autograd.Function):
 
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, segments: tuple[Segment, ...], scale: float
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, products: Sequence[Product], scale: float
     ) -> Tensor:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
         out = torch.empty_like(
@@ -104,56 +139,41 @@ class _TreeAttention(torch.autograd.Function):
         norm = torch.empty(
             out.shape[:3], dtype=wide, device=q.device
         )  # log of each row's sum of exponentials
-        for s in segments:
-            part, log = flash(
-                q[:, :, s.start : s.end], *(x[:, :, s.start : s.end] for x in (k, v)), 0.0, True, scale=scale
-            )
-            out[:, s.start : s.end] = part.transpose(1, 2)
-            norm[:, s.start : s.end] = log.transpose(1, 2)
-        for s in segments:
-            if s.until > s.end:
-                below = slice(s.end, s.until)
-                part, log = flash(
-                    q[:, :, below], *(x[:, :, s.start : s.end] for x in (k, v)), 0.0, False, scale=scale
-                )
-                log = log.transpose(1, 2)
-                both = torch.logaddexp(norm[:, below], log)
+        for rows, keys, causal in products:
+            part, log = flash(q[:, :, rows], k[:, :, keys], v[:, :, keys], 0.0, causal, scale=scale)
+            part, log = part.transpose(1, 2), log.transpose(1, 2)
+            if causal:
+                out[:, rows], norm[:, rows] = part, log
+            else:
+                both = torch.logaddexp(norm[:, rows], log)
                 share = (log - both).exp().unsqueeze(-1)
-                out[:, below] = torch.lerp(out[:, below].to(wide), part.transpose(1, 2).to(wide), share).to(
-                    out.dtype
-                )
-                norm[:, below] = both
+                out[:, rows].lerp_(part.to(wide), share)
+                norm[:, rows] = both
+        out = out.to(q.dtype)
         ctx.save_for_backward(q, k, v, out, norm)
-        ctx.segments, ctx.scale = segments, scale
+        ctx.products, ctx.scale = products, scale
         return out
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
         q, k, v, out, norm = ctx.saved_tensors
+        out, norm, grad = (x.transpose(1, 2) for x in (out, norm, grad))
         # laid out as (1, T, heads, width), which the projections' gradients are views of
-        dq, dk, dv = (
+        found = [
             torch.empty_like(x.transpose(1, 2), memory_format=torch.contiguous_format).transpose(1, 2)
             for x in (q, k, v)
-        )
-        out, norm, grad = out.transpose(1, 2), norm.transpose(1, 2), grad.transpose(1, 2)
-
-        def parts(rows: slice, keys: slice, causal: bool) -> Any:
+        ]
+        for rows, keys, causal in ctx.products:
+            # given the whole output and normaliser of a row, the kernel gives its gradient through these keys alone
             inner = (k[:, :, keys], v[:, :, keys], out[:, :, rows], norm[:, :, rows])
-            return flash(grad[:, :, rows], q[:, :, rows], *inner, 0.0, causal, scale=ctx.scale)
-
-        for s in ctx.segments:
-            own = slice(s.start, s.end)
-            for into, part in zip((dq, dk, dv), parts(own, own, True), strict=True):
-                into[:, :, own] = part
-        for s in ctx.segments:
-            if s.until > s.end:
-                own, below = slice(s.start, s.end), slice(s.end, s.until)
-                for into, rows, part in zip(
-                    (dq, dk, dv), (below, own, own), parts(below, own, False), strict=True
-                ):
-                    into[:, :, rows] += part
-        return dq, dk, dv, None, None
+            parts = flash(grad[:, :, rows], q[:, :, rows], *inner, 0.0, causal, scale=ctx.scale)
+            for into, where, part in zip(found, (rows, keys, keys), parts, strict=True):
+                if causal:
+                    into[:, :, where] = part
+                else:
+                    into[:, :, where] += part
+        return *found, None, None
 
 
 def _by_path(
