@@ -16,7 +16,7 @@ from scumble.compare import loss as losses
 from scumble.train import loop
 from tests.bases import encoded, make_letters_base, sums
 from tests.compare.test_loss import padded
-from tests.train.trainers import SLOT, Memory, make_trainer, only_gradients, parameters
+from tests.train.trainers import SLOT, Memory, bank_of, make_trainer, only_gradients, parameters
 
 
 def far(found: dict[str, Tensor], wanted: dict[str, Tensor]) -> float:
@@ -50,7 +50,7 @@ def test_gradients_are_those_of_peft(tmp_path: Path) -> None:
     plain = copy.deepcopy(base.model)
     examples = encoded(sums(16))
     trainer = make_trainer(base, examples, [], spread=0.3, steps=1, batch=4, accumulate=4)
-    trainer.bank.save(SLOT, tmp_path / "adapter")
+    bank_of(trainer).save(SLOT, tmp_path / "adapter")
     found = only_gradients(trainer)
     model = PeftModel.from_pretrained(plain, tmp_path / "adapter", is_trainable=True)
     model.double().eval()
@@ -66,13 +66,13 @@ def test_a_step_is_that_of_adamw() -> None:
     trainer = make_trainer(
         None, encoded(sums(4)), [], spread=0.3, steps=1, steps_per_epoch=1, weight_decay=0.1
     )
-    before = parameters(trainer.bank)
+    before = parameters(bank_of(trainer))
     caught = only_gradients(trainer)
     for key, value in before.items():
         by_hand = value.clone().requires_grad_()
         by_hand.grad = caught[key]
         torch.optim.AdamW([by_hand], lr=1e-2, weight_decay=0.1).step()
-        assert torch.equal(by_hand.detach(), parameters(trainer.bank)[key])
+        assert torch.equal(by_hand.detach(), parameters(bank_of(trainer))[key])
 
 
 def test_the_gradient_is_clipped_and_its_norm_noted() -> None:
@@ -88,9 +88,9 @@ def test_the_gradient_is_clipped_and_its_norm_noted() -> None:
 
 def test_only_the_adapter_learns() -> None:
     trainer = make_trainer(steps=30)
-    base = {k: v.clone() for k, v in trainer.bank.model.state_dict().items() if ".slots." not in k}
+    base = {k: v.clone() for k, v in bank_of(trainer).model.state_dict().items() if ".slots." not in k}
     trainer.run()
-    after = trainer.bank.model.state_dict()
+    after = bank_of(trainer).model.state_dict()
     assert all(torch.equal(v, after[k]) for k, v in base.items())
     seen = trainer.outcome.losses
     assert sum(seen[-3:]) < 0.9 * sum(seen[:3])
@@ -106,8 +106,8 @@ def test_it_evaluates_at_the_start_after_every_epoch_and_at_the_end() -> None:
     assert [row["step"] for row in memory.rows] == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 8]
     assert memory.column("epoch")[-1] == pytest.approx(8 / 3, abs=1e-3)
     # the figures are those of the adapter at that step
-    with trainer.bank.using(SLOT):
-        last = losses.mean_loss(trainer.bank.model, trainer.validation, 2, torch.device("cpu"))
+    with bank_of(trainer).using(SLOT):
+        last = losses.mean_loss(bank_of(trainer).model, trainer.validation, 2, torch.device("cpu"))
     assert last == pytest.approx(outcome.evals[-1][1], rel=1e-5)
     assert outcome.evals[0][1] != outcome.evals[-1][1]
     assert outcome.stopped is None
@@ -164,9 +164,9 @@ def test_a_loss_that_is_not_finite_stops_at_its_step(monkeypatch: pytest.MonkeyP
     assert outcome.steps == 4
     assert [step for step, _, _ in memory.kept] == [3]
     # the step that failed changed nothing
-    assert all(bool(torch.isfinite(p).all()) for p in parameters(trainer.bank).values())
-    assert trainer.bank.routing.marks is None
-    assert all(p.grad is None for p in trainer.bank.parameters(SLOT).values())
+    assert all(bool(torch.isfinite(p).all()) for p in parameters(bank_of(trainer)).values())
+    assert bank_of(trainer).routing.marks is None
+    assert all(p.grad is None for p in bank_of(trainer).parameters(SLOT).values())
 
 
 def test_where_there_is_no_checkpoint_yet_the_last_finite_adapter_is_kept(
@@ -191,7 +191,7 @@ def test_without_validation_a_bad_loss_does_not_replace_the_last_good_checkpoint
 def test_an_adapter_that_could_not_be_loaded_is_never_kept(value: float) -> None:
     """Without validation data nothing else would notice, and what is written could not be read again."""
     trainer = make_trainer(validation=[])
-    tensor = next(iter(trainer.bank.parameters(SLOT).values()))
+    tensor = next(iter(bank_of(trainer).parameters(SLOT).values()))
 
     def overflow(optimizer: Any, args: Any, kwargs: Any) -> None:
         if trainer.outcome.steps == 2:  # after the third step, where an epoch ends
@@ -206,7 +206,7 @@ def test_an_adapter_that_could_not_be_loaded_is_never_kept(value: float) -> None
 
 def test_a_gradient_that_is_not_finite_stops_too(monkeypatch: pytest.MonkeyPatch) -> None:
     trainer = make_trainer(spread=0.3)
-    tensor = next(iter(trainer.bank.parameters(SLOT).values()))
+    tensor = next(iter(bank_of(trainer).parameters(SLOT).values()))
     tensor.register_hook(lambda gradient: gradient * float("inf"))
     outcome = trainer.run()
     assert outcome.stopped is not None
@@ -220,7 +220,7 @@ def test_ctrl_c_keeps_the_adapter_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     assert outcome.stopped == "stopped by Ctrl-C after step 5"
     memory: Memory = trainer.record  # type: ignore[assignment]
     assert [(step, loss is None) for step, loss, _ in memory.kept] == [(3, False), (5, True)]
-    assert all(torch.equal(memory.kept[-1][2][k], v) for k, v in parameters(trainer.bank).items())
+    assert all(torch.equal(memory.kept[-1][2][k], v) for k, v in parameters(bank_of(trainer)).items())
 
 
 def test_ctrl_c_before_the_first_step(monkeypatch: pytest.MonkeyPatch) -> None:

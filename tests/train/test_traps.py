@@ -186,7 +186,7 @@ def test_the_loss_covers_the_whole_conversation() -> None:
     # in training, logits get a gradient exactly where the next token is the model's to write
     trainer = make_trainer(None, encoded(data), [])
     logits: list[torch.Tensor] = []
-    handle = trainer.bank.model.register_forward_hook(
+    handle = trainer.subject.model.register_forward_hook(
         lambda module, args, out: (out.logits.retain_grad(), logits.append(out.logits))[0]
     )
     only_gradients(trainer)

@@ -16,6 +16,7 @@ from scumble.models.base import Base
 from scumble.progress import Reporter
 from scumble.train.loop import Trainer
 from scumble.train.settings import Settings
+from scumble.train.subject import AdapterSubject
 from tests.bases import encoded, make_letters_base, sums
 
 SLOT = "trained"
@@ -74,8 +75,7 @@ def make_trainer(
                 if "lora_B" in key:
                     tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread)
     return Trainer(
-        bank,
-        SLOT,
+        AdapterSubject(bank, SLOT),
         encoded(sums(12)) if examples is None else examples,
         encoded(sums(3, start=50)) if validation is None else validation,
         settings(**changed),
@@ -84,13 +84,19 @@ def make_trainer(
     )
 
 
+def bank_of(trainer: Trainer) -> Bank:
+    """The bank whose slot is trained."""
+    assert isinstance(trainer.subject, AdapterSubject)
+    return trainer.subject.bank
+
+
 def only_gradients(trainer: Trainer) -> dict[str, Tensor]:
     """The gradients of the first step of a run, caught when the optimizer would use them."""
     caught: dict[str, Tensor] = {}
 
     def catch(optimizer: Any, args: Any, kwargs: Any) -> None:
         if not caught:
-            caught.update(gradients(trainer.bank))
+            caught.update(gradients(bank_of(trainer)))
 
     handle = register_optimizer_step_pre_hook(catch)
     try:

@@ -1,10 +1,10 @@
-"""The training loop: one slot of a bank, from the first step to the last.
+"""The training loop: one subject, from the first step to the last.
 
     for each optimizer step: the next examples of the seeded order, in micro-batches;
         the loss is the mean over the supervised tokens of the whole step; clip; AdamW; the schedule
     at the start and after every epoch: the loss on the validation data, and a checkpoint
 
-Which examples share a step is decided by the seed alone. The loop knows a bank, encoded examples and
+Which examples share a step is decided by the seed alone. The loop knows a subject, encoded examples and
 settings; what it measures it hands to a record, and it writes no file itself. The model stays in evaluation
 mode: the dropout of the base itself would draw from a stream that the layout of a batch changes.
 """
@@ -25,13 +25,13 @@ from torch import Tensor
 from scumble.compare.loss import loss_sum, mean_loss
 from scumble.data.batches import Batch, collate
 from scumble.data.encoding import Encoded
-from scumble.errors import AdapterError, TrainingError
-from scumble.lora.bank import Bank
+from scumble.errors import TrainingError
 from scumble.lora.dropout import TokenMarks
 from scumble.progress import Reporter
 from scumble.train.memory import peak_bytes, start_peak
 from scumble.train.schedule import factor
 from scumble.train.settings import Settings
+from scumble.train.subject import Subject
 
 
 class Record(Protocol):
@@ -41,7 +41,7 @@ class Record(Protocol):
         """Keep one row of figures."""
 
     def checkpoint(self, step: int, eval_loss: float | None) -> None:
-        """Keep the adapter as it is after `step` steps."""
+        """Keep what is trained as it is after `step` steps."""
 
 
 @dataclass
@@ -69,10 +69,9 @@ class Outcome:
 
 @dataclass
 class Trainer:
-    """One slot of a bank in training."""
+    """One subject in training."""
 
-    bank: Bank
-    name: str
+    subject: Subject
     examples: Sequence[Encoded]
     validation: Sequence[Encoded]
     settings: Settings
@@ -86,7 +85,7 @@ class Trainer:
             What it came to; `stopped` is set where Ctrl-C or a loss that is not finite ended it early.
         """
         self.outcome = Outcome()
-        self.device = next(self.bank.model.parameters()).device
+        self.device = next(self.subject.model.parameters()).device
         self.kept = False
         # the base is on its device already, and frozen: Accelerate moves nothing and wraps the optimizer only.
         # --dtype alone decides on precision: no autocast and no scaler, whatever ACCELERATE_MIXED_PRECISION says
@@ -95,7 +94,7 @@ class Trainer:
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
-        parameters = list(self.bank.parameters(self.name).values())
+        parameters = list(self.subject.parameters().values())
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(
                 parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
@@ -104,7 +103,7 @@ class Trainer:
         start_peak(self.device)
         interrupted = False
         try:
-            with self.bank.using(self.name), self.reporter.bar("training", self.settings.steps):
+            with self.subject.using(), self.reporter.bar("training", self.settings.steps):
                 self._steps(parameters)
         except KeyboardInterrupt:
             interrupted = True
@@ -112,20 +111,17 @@ class Trainer:
         except TrainingError as error:
             self.outcome.stopped = error.message
         finally:
-            self.bank.routing.marks = None
+            self.subject.mark(None)
             self.outcome.peak_bytes = peak_bytes(self.device)
-        # after a loss that is not finite the adapter is kept only where there is nothing better
-        if self.outcome.stopped and self.outcome.steps and (interrupted or not self.kept) and self._sound():
+        # after a loss that is not finite what is trained is kept only where there is nothing better
+        if (
+            self.outcome.stopped
+            and self.outcome.steps
+            and (interrupted or not self.kept)
+            and self.subject.sound()
+        ):
             self.record.checkpoint(self.outcome.steps, None)
         return self.outcome
-
-    def _sound(self) -> bool:
-        """Whether the adapter can be kept: its numbers are finite, and within what one may hold to be loaded."""
-        try:
-            self.bank.snapshot(self.name)
-        except AdapterError:
-            return False
-        return True
 
     def _steps(self, parameters: Sequence[Tensor]) -> None:
         self._evaluate(0)
@@ -160,8 +156,8 @@ class Trainer:
         targets = sum(batch.targets for batch in batches)
         total = 0.0
         for batch in batches:
-            self.bank.routing.marks = TokenMarks(batch.examples, batch.positions, step)
-            loss = loss_sum(self.bank.model, batch) / targets
+            self.subject.mark(TokenMarks(batch.examples, batch.positions, step))
+            loss = loss_sum(self.subject.model, batch) / targets
             self.accelerator.backward(loss)
             total += float(loss.detach())
         norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
@@ -176,7 +172,7 @@ class Trainer:
             group["lr"] = rate
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.bank.routing.marks = None
+        self.subject.mark(None)
         return {"loss": total, "learning_rate": rate, "grad_norm": norm}
 
     def _note(self, step: int, batches: list[Batch], row: dict[str, float], seconds: float) -> None:
@@ -203,7 +199,7 @@ class Trainer:
         """The loss on the validation data, noted; a checkpoint for every step but the start."""
         loss: float | None = None
         if self.validation:
-            loss = mean_loss(self.bank.model, self.validation, self.settings.batch, self.device)
+            loss = mean_loss(self.subject.model, self.validation, self.settings.batch, self.device)
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate"
@@ -214,9 +210,9 @@ class Trainer:
             when = f"after step {step}" if step else "before training"
             self.reporter.note(f"validation loss {loss:.4f} {when}")
         if step:
-            if not self._sound():
+            if not self.subject.sound():
                 raise TrainingError(
-                    f"step {step}: the adapter's numbers have grown beyond all bounds",
+                    f"step {step}: the {self.subject.title}'s numbers have grown beyond all bounds",
                     "lower --learning-rate",
                 )
             self.record.checkpoint(step, loss)

@@ -1,4 +1,4 @@
-"""A run as files: `run.json`, `metrics.jsonl`, `checkpoints/`, and the best of those as `adapter/`.
+"""A run as files: `run.json`, `metrics.jsonl`, `checkpoints/`, and the best of those as `adapter/`, or `model/`.
 
 What decides a result is written down before the first step. Knows files, and nothing of how to train.
 """
@@ -15,9 +15,8 @@ from typing import Any
 
 from scumble.errors import OutputError
 from scumble.files import new_folder, refuse_existing, write_text
-from scumble.lora.adapter import WEIGHTS_NAME
-from scumble.lora.bank import Bank
 from scumble.models.threads import available_cores
+from scumble.train.subject import Subject
 
 PACKAGES = ("torch", "transformers", "accelerate", "peft", "safetensors", "numpy")
 
@@ -27,12 +26,13 @@ class RunRecord:
 
     Attributes:
         folder: of the run.
-        best: (step, validation loss) of the checkpoint that `adapter/` will hold; None before the first.
+        best: (step, validation loss) of the checkpoint that the result will hold; None before the first.
     """
 
-    def __init__(self, folder: Path, bank: Bank, name: str, facts: dict[str, Any], *, force: bool) -> None:
+    def __init__(self, folder: Path, subject: Subject, facts: dict[str, Any], *, force: bool) -> None:
         self.folder = refuse_existing(folder, force=force)
-        self.bank, self.name = bank, name
+        self.subject = subject
+        self.result = self.folder / subject.title
         self.best: tuple[int, float | None] | None = None
         self.facts = {"scumble": metadata.version("scumble"), "started": _now(), **facts, **_machine()}
         self.rows: list[dict[str, Any]] = []
@@ -55,14 +55,14 @@ class RunRecord:
             ) from error
 
     def checkpoint(self, step: int, eval_loss: float | None) -> None:
-        """Keep the adapter after `step` steps; it becomes the best where its loss is the lowest so far.
+        """Keep what is trained after `step` steps; it becomes the best where its loss is the lowest so far.
 
         Without validation data the last checkpoint is the best. One made because the run had to stop has no
         loss, and is the best only where there is no other.
         """
         path = self._path(step)
         if not path.exists():
-            self.bank.save(self.name, path)
+            self.subject.save(path)
         old = self.best
         if (
             old is None
@@ -77,20 +77,19 @@ class RunRecord:
         """What of the run can be used, in words."""
         if self.best is None:
             return "there was no checkpoint yet"
-        adapter = self.folder / "adapter"
-        path = adapter if adapter.is_dir() else self._path(self.best[0])
+        path = self.result if self.result.is_dir() else self._path(self.best[0])
         return f"the checkpoint of step {self.best[0]} is kept as {path}"
 
     def finish(self, result: dict[str, Any]) -> Path | None:
-        """Write the best checkpoint as `adapter/` and the result into `run.json`; the adapter's folder."""
-        adapter = self.folder / "adapter"
+        """Write the best checkpoint as the result, and its figures into `run.json`; the result's folder."""
         if self.best is not None:
-            with new_folder(adapter, force=True) as temporary:
+            with new_folder(self.result, force=True) as temporary:
                 shutil.copytree(self._path(self.best[0]), temporary, dirs_exist_ok=True)
-            self.facts["adapter"]["bytes"] = (adapter / WEIGHTS_NAME).stat().st_size
+            weights = self.result / self.subject.weights_name
+            self.facts[self.subject.title]["bytes"] = weights.stat().st_size
         self.facts["result"] = {**result, "best_step": self.best[0] if self.best else None}
         write_text(self.folder / "run.json", _json(self.facts))
-        return adapter if self.best is not None else None
+        return self.result if self.best is not None else None
 
     def _path(self, step: int) -> Path:
         return self.folder / "checkpoints" / f"step-{step:06d}"

@@ -27,6 +27,7 @@ from scumble.train.material import Material, encode_material, read_material, tok
 from scumble.train.record import RunRecord
 from scumble.train.report import render_report
 from scumble.train.settings import settle
+from scumble.train.subject import AdapterSubject
 
 SLOT = "trained"
 
@@ -119,9 +120,10 @@ def train(
         settings = settle(settled, len(encoded.examples), base.model.config)
         facts = run_facts(settled, settings, base, bank, material, encoded, validation, threads)
         announce(reporter, facts)
-        record = RunRecord(folder, bank, SLOT, facts, force=force)
+        subject = AdapterSubject(bank, SLOT)
+        record = RunRecord(folder, subject, facts, force=force)
         with with_threads(threads.train):
-            trainer = Trainer(bank, SLOT, encoded.examples, validation.examples, settings, record, reporter)
+            trainer = Trainer(subject, encoded.examples, validation.examples, settings, record, reporter)
             outcome, adapter = _trained(trainer, record)
             tokenizer = tokenizer_for(base, settled)
             comparison = _before_and_after(

@@ -1,0 +1,91 @@
+"""What is trained: the loop and the record know a `Subject` only, and not whether it is an adapter or a model.
+
+Knows a bank and its slots; nothing of data, of optimizers, or of how a run is written down.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import Protocol
+
+from torch import nn
+
+from scumble.errors import AdapterError
+from scumble.lora.bank import Bank
+from scumble.lora.dropout import TokenMarks
+
+
+class Subject(Protocol):
+    """What is trained.
+
+    Attributes:
+        title: what it is called, in `run.json`, in messages and as a folder of the run: `adapter` or `model`.
+        weights_name: the file of a saved folder that holds its numbers.
+    """
+
+    title: str
+    weights_name: str
+
+    @property
+    def model(self) -> nn.Module:
+        """The causal model to compute with, within `using`."""
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """What an optimizer takes, by name, always in the same order."""
+
+    def using(self) -> AbstractContextManager[object]:
+        """Forward passes within the body of a `with` are made with what is trained."""
+
+    def mark(self, marks: TokenMarks | None) -> None:
+        """Say which token of which example stands where in the next batch, for dropout; None: drop nothing."""
+
+    def sound(self) -> bool:
+        """Whether it can be kept: its numbers are finite, and within what may be loaded again."""
+
+    def save(self, folder: Path) -> Path:
+        """Write it as it is now into a new folder that other programs can load."""
+
+
+class AdapterSubject:
+    """One trainable slot of a bank.
+
+    Args:
+        bank: which stays the caller's to close.
+        name: of the slot.
+    """
+
+    title = "adapter"
+    weights_name = "adapter_model.safetensors"
+
+    def __init__(self, bank: Bank, name: str) -> None:
+        self.bank, self.name = bank, name
+
+    @property
+    def model(self) -> nn.Module:
+        """The bank's model."""
+        return self.bank.model
+
+    def parameters(self) -> dict[str, nn.Parameter]:
+        """The slot's parameters by the name that PEFT gives each, sorted."""
+        return self.bank.parameters(self.name)
+
+    def using(self) -> AbstractContextManager[object]:
+        """Every row of a batch is computed with the slot."""
+        return self.bank.using(self.name)
+
+    def mark(self, marks: TokenMarks | None) -> None:
+        """Hand the marks to the bank's layers, whose masks they decide."""
+        self.bank.routing.marks = marks
+
+    def sound(self) -> bool:
+        """Whether what would be written could be loaded."""
+        try:
+            self.bank.snapshot(self.name)
+        except AdapterError:
+            return False
+        return True
+
+    def save(self, folder: Path) -> Path:
+        """Write the adapter in the PEFT format."""
+        return self.bank.save(self.name, folder)
