@@ -47,7 +47,8 @@ def loss_sum(model: Any, batch: Packed | Batch) -> Tensor:
     if not ways_of(model).head:
         return _own_logits_loss(model, batch)
     head, cap = model.get_output_embeddings(), softcap_of(model)
-    hidden = hidden_of(model, batch.ids, batch.positions, batch.segments)[0, batch.rows]  # (targets, h)
+    read = batch.rows.unique()
+    hidden = hidden_of(model, batch.ids, batch.positions, batch.segments, read)[0, batch.rows]  # (targets, h)
     size = max(1, _CHUNK_BYTES // (4 * head.weight.shape[0]))
     if type(head) is nn.Linear and head.bias is None and cap is None and not head.weight.requires_grad:
         return cast(Tensor, _FrozenHead.apply(hidden, head.weight, batch.labels, size))

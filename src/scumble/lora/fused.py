@@ -4,7 +4,8 @@
 
 Forward, x and h = x A^T are kept for the backward pass, and nothing else: not the update, not a dropped-out copy of x,
 whose mask is made again (`dropout`), and no copy of x in the adapter's own type. Where several layers read the same x
-(q, k and v; gate and up), what each keeps is the same tensor. Backward, with g the gradient of y:
+(q, k and v; gate and up), what each keeps is the same tensor; an x that comes with a recipe is not kept but made again.
+Backward, with g the gradient of y:
 
     dx = g W + s (g B) A        dA = s (g B)^T x        dB = s g^T h
 """
@@ -18,6 +19,7 @@ from torch import Tensor
 from torch.nn import functional
 
 from scumble.lora.dropout import TokenMarks, keep_mask
+from scumble.lora.recipe import Recipe
 
 
 class Dropping:
@@ -61,7 +63,7 @@ def fused_linear(
     Returns:
         (..., out) in the type of x.
     """
-    return cast(Tensor, _FusedLinear.apply(x, W, bias, A, B, scale, drop))
+    return cast(Tensor, _FusedLinear.apply(x, W, bias, A, B, scale, drop, Recipe.of(x)))
 
 
 class _FusedLinear(torch.autograd.Function):
@@ -75,6 +77,7 @@ class _FusedLinear(torch.autograd.Function):
         B: Tensor,
         scale: float,
         drop: Dropping | None,
+        recipe: Recipe | None,
     ) -> Tensor:
         rows = x.flatten(0, -2)
         y = functional.linear(rows, W, bias)
@@ -84,14 +87,17 @@ class _FusedLinear(torch.autograd.Function):
             y.addmm_(h, B.T, alpha=scale)
         else:
             y += ((h * scale) @ B.T).to(y.dtype)
-        ctx.save_for_backward(x, W, A, B, h)
+        # x is needed for the gradient of A alone
+        kept = (x,) if recipe is None else recipe.inputs
+        ctx.making = None if recipe is None or not ctx.needs_input_grad[3] else recipe.making.join()
+        ctx.save_for_backward(W, A, B, h, *(kept if ctx.needs_input_grad[3] else ()))
         ctx.scale, ctx.drop = scale, drop
         return y.view(*x.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
-        x, W, A, B, h = ctx.saved_tensors
-        grad = grad.flatten(0, -2)
+        W, A, B, h, *kept = ctx.saved_tensors
+        lead, grad = grad.shape[:-1], grad.flatten(0, -2)
         wide = grad.to(B.dtype)
         dh = (wide @ B) * ctx.scale  # (rows, rank)
         dx = dA = dB = None
@@ -103,11 +109,12 @@ class _FusedLinear(torch.autograd.Function):
                 dx.addmm_(dh, A)
             else:
                 dx += (dh @ A).to(dx.dtype)
-            dx = dx.view(x.shape)
+            dx = dx.view(*lead, -1)
         if ctx.needs_input_grad[3]:
+            x = kept[0] if ctx.making is None else ctx.making.again(kept)
             rows = x.flatten(0, -2)
             seen = rows if ctx.drop is None else ctx.drop(rows)
             dA = dh.T @ seen.to(A.dtype)
         if ctx.needs_input_grad[4]:
             dB = (wide.T @ h).mul_(ctx.scale)
-        return dx, None, None, dA, dB, None, None
+        return dx, None, None, dA, dB, None, None, None

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from scumble.models.attention import packed
+from scumble.models.lean import only_rows
 
 # Two examples that part after three tokens, then one of their own: laid out as 3 + 4 + 6 + 5 tokens.
 _SEGMENTS = ((0, 3, 13, 0, -1), (3, 7, 7, 3, 0), (7, 13, 13, 3, 0), (13, 18, 18, 0, -1))
@@ -64,12 +65,14 @@ def softcap_of(model: Any) -> float | None:
     return getattr(model.config.get_text_config(), "final_logit_softcapping", None)
 
 
-def hidden_of(model: Any, ids: Tensor, positions: Tensor, segments: Any) -> Tensor:
-    """The last hidden state of examples laid end to end, (1, T, h).
+def hidden_of(
+    model: Any, ids: Tensor, positions: Tensor, segments: Any, rows: Tensor | None = None
+) -> Tensor:
+    """The last hidden state of examples laid end to end, (1, T, h); right at `rows` only, where they are given.
 
     For a backward pass, call it within `packed(model, segments)`, so that what is computed again sees the same.
     """
-    with packed(model, segments):
+    with packed(model, segments), only_rows(rows):
         return model.base_model(input_ids=ids, position_ids=positions, use_cache=False).last_hidden_state
 
 
