@@ -21,7 +21,7 @@ from typing import Any, NamedTuple, cast
 import torch
 from torch import Tensor
 from torch.nn import functional
-from transformers import AttentionInterface
+from transformers import AttentionInterface, AttentionMaskInterface
 
 NAME = "scumble_packed"
 
@@ -99,6 +99,8 @@ def packed_attention(
     assert layout is not None, "packed attention outside of `packed`"
     segments = layout.segments
     scale = query.shape[-1] ** -0.5 if scaling is None else scaling
+    if attention_mask is not None and sliding_window != int(attention_mask):
+        raise ValueError("a window that its attention is not told of")
     longest = max(each.depth + each.end - each.start for each in segments)
     window = sliding_window if sliding_window is not None and sliding_window < longest else None
     plain = window is None and softcap is None and s_aux is None and query.shape[-1] == value.shape[-1]
@@ -107,6 +109,17 @@ def packed_attention(
     groups = query.shape[1] // key.shape[1]
     key, value = (each.repeat_interleave(groups, dim=1) if groups > 1 else each for each in (key, value))
     return _by_path(query, key, value, segments, scale, window, softcap, s_aux), None
+
+
+def no_mask(*, local_size: int | None = None, use_vmap: bool = False, **kwargs: Any) -> Tensor | None:
+    """What transformers calls for a mask, of which none is made: a window's size alone, to hold against the one told.
+
+    Raises:
+        ValueError: the mask is more than causal with a window.
+    """
+    if use_vmap:
+        raise ValueError("a mask of its own")
+    return None if local_size is None else torch.tensor(local_size)
 
 
 def products(segments: Sequence[Segment], block: int = _BLOCK) -> Iterator[Product]:
@@ -132,10 +145,9 @@ class _TreeAttention(torch.autograd.Function):
         ctx: Any, q: Tensor, k: Tensor, v: Tensor, products: Sequence[Product], scale: float
     ) -> Tensor:
         flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-        out = torch.empty_like(
-            q.transpose(1, 2), memory_format=torch.contiguous_format
-        )  # (1, T, heads, width)
         wide = torch.promote_types(q.dtype, torch.float32)
+        # (1, T, heads, width); parts are put together before they are rounded to the model's type
+        out = torch.empty_like(q.transpose(1, 2), memory_format=torch.contiguous_format, dtype=wide)
         norm = torch.empty(
             out.shape[:3], dtype=wide, device=q.device
         )  # log of each row's sum of exponentials
@@ -234,3 +246,4 @@ def _capped(
 
 
 AttentionInterface.register(NAME, packed_attention)
+AttentionMaskInterface.register(NAME, no_mask)
