@@ -8,16 +8,16 @@ Knows encoded examples, and nothing of models.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain
+from itertools import chain, pairwise
 from typing import Any, TypeAlias
 
 import torch
 from torch import Tensor
 
 from scumble.data.encoding import Encoded
-from scumble.data.prefixes import Tree, prefix_tree, row_of_trees
+from scumble.data.prefixes import Tree, common_prefix, prefix_tree, row_of_trees
 
 # (start, end, until, depth, parent) of a node of the tree, as `models.attention` takes it
 Segments: TypeAlias = tuple[tuple[int, int, int, int, int], ...]
@@ -101,17 +101,42 @@ def shared_tree(examples: Sequence[Encoded], least: int = LEAST) -> Tree:
     return prefix_tree([example.ids for example in examples], first, least)
 
 
-def micro_batches(step: Sequence[Encoded], size: int, *, share: bool) -> list[list[Encoded]]:
-    """The examples of one optimizer step in groups of `size`, so that those which begin alike are together."""
+def micro_batches(
+    step: Sequence[Encoded], size: int, *, share: bool, processes: int = 1
+) -> list[list[Encoded]]:
+    """The examples of one optimizer step in groups that are computed one after the other.
+
+    A group has no more positions than `size` of the examples would have side by side, padded to the longest. Laid end to
+    end, and with what they share once, more of them fit: the fewer groups there are, the more is shared.
+
+    Args:
+        step: all of it, at least one.
+        size: examples in a micro-step.
+        share: those that begin alike are put together, and what they share counts once.
+        processes: the work of the groups is about the same where there are several, with a group for each.
+    """
     by: Any = (lambda e: (e.ids, e.number)) if share else (lambda e: (len(e.ids), e.number))
     ordered = sorted(step, key=by)
-    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
-
-
-def packs(examples: Sequence[Encoded], size: int) -> Iterator[Packed]:
-    """Every example once, `size` of them at a time, those that begin alike together."""
-    for group in micro_batches(examples, size, share=True):
-        yield pack(group, share=True)
+    lengths = [len(example.ids) for example in ordered]
+    most = size * max(lengths)
+    cost = list(lengths)
+    if share:
+        for i, (a, b) in enumerate(pairwise(ordered), start=1):
+            common = common_prefix(a.ids[: _first_supervised(a)], b.ids[: _first_supervised(b)])
+            cost[i] -= common if common >= LEAST else 0
+    count = max(-(-sum(cost) // most), min(processes, len(ordered)))
+    even = sum(cost) / count
+    groups: list[list[Encoded]] = []
+    filled = 0
+    for example, length, added in zip(ordered, lengths, cost, strict=True):
+        # the first of a group shares with nobody
+        if not groups or filled >= even or filled + added > most:
+            groups.append([])
+            filled = 0
+            added = length
+        groups[-1].append(example)
+        filled += added
+    return groups
 
 
 def _first_supervised(example: Encoded) -> int:

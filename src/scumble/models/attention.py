@@ -12,9 +12,10 @@ modules of a model, and nothing of data.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from contextvars import ContextVar
+from functools import partial
 from itertools import pairwise
 from typing import Any, NamedTuple, cast
 
@@ -52,6 +53,7 @@ class Product(NamedTuple):
 
 
 class _Layout(NamedTuple):
+    model: Any
     segments: tuple[Segment, ...]
     products: tuple[Product, ...]
 
@@ -72,13 +74,25 @@ def packed(model: Any, segments: Sequence[tuple[int, int, int, int, int]]) -> It
         segments: (start, end, until, depth, parent) of each, parents before their children.
     """
     runs = tuple(Segment(*each) for each in segments)
-    token = _layout.set(_Layout(runs, tuple(products(runs))))
-    before = model.config._attn_implementation
-    model.set_attn_implementation(NAME)
+    with _within(_Layout(model, runs, tuple(products(runs)))):
+        yield
+
+
+def current() -> Callable[[], AbstractContextManager[None]]:
+    """The `packed` that is in force, to be entered again later."""
+    layout = _layout.get()
+    return nullcontext if layout is None else partial(_within, layout)
+
+
+@contextmanager
+def _within(layout: _Layout) -> Iterator[None]:
+    token = _layout.set(layout)
+    before = layout.model.config._attn_implementation
+    layout.model.set_attn_implementation(NAME)
     try:
         yield
     finally:
-        model.set_attn_implementation(before)
+        layout.model.set_attn_implementation(before)
         _layout.reset(token)
 
 

@@ -11,7 +11,7 @@ on random numbers, and else left as it is; names of classes decide nothing. Know
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from contextvars import ContextVar
 from functools import partial
 from typing import Any, cast
@@ -41,9 +41,9 @@ def lean(model: nn.Module, *, last: bool = True) -> Iterator[None]:
         for module in model.modules():
             forward = _norm_of(module) or _mlp_of(module)
             if forward is not None and _same(module, forward, known):
-                stack.enter_context(_replaced(module, forward))
+                stack.enter_context(replaced(module, forward))
         for module in _after_attention(model) if last else ():
-            stack.enter_context(_replaced(module, partial(_needed, module.forward)))
+            stack.enter_context(replaced(module, partial(_needed, module.forward)))
         yield
 
 
@@ -57,8 +57,13 @@ def only_rows(rows: Tensor | None) -> Iterator[None]:
         _rows.reset(token)
 
 
+def current() -> Callable[[], AbstractContextManager[None]]:
+    """What `only_rows` says now, to be said again later."""
+    return partial(only_rows, _rows.get())
+
+
 @contextmanager
-def _replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
+def replaced(module: nn.Module, forward: Forward) -> Iterator[None]:
     """Give one module another forward pass."""
     before = module.__dict__.get("forward")
     module.forward = forward

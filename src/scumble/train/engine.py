@@ -1,0 +1,199 @@
+"""`Engine`: the loss and the gradient of one optimizer step, whatever the layout.
+
+    for each micro-batch: examples end to end, what they share once, logits only where there is a loss;
+        loss = sum over its supervised tokens / supervised tokens of the whole step; backward
+
+Which examples share a step is not decided here. How they are laid out, how many at once, and which layers are computed
+twice changes time and memory only: where memory runs out on a GPU, the step is made again with half as many at once.
+Knows a subject and encoded examples; nothing of optimizers, schedules and files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from scumble.compare.loss import lay_out, loss_sum
+from scumble.data.encoding import Encoded
+from scumble.data.packing import Packed, micro_batches
+from scumble.errors import TrainingError
+from scumble.lora.dropout import TokenMarks
+from scumble.models.checkpointing import Kept, checkpointed, layers_of, layers_to_repeat
+from scumble.models.lean import lean
+from scumble.models.packable import ways_of
+from scumble.progress import Reporter
+from scumble.train.memory import free_bytes
+from scumble.train.subject import Subject
+
+_PROBE = 64  # tokens of the example that a layer's memory is measured on
+_SHARE = 0.7  # of the free memory that activations may take
+
+
+@dataclass(frozen=True)
+class StepLoss:
+    """What one optimizer step came to.
+
+    Attributes:
+        loss: mean over its supervised tokens, in nats.
+        targets: how many those are.
+        tokens: of its examples, shared ones in full.
+        computed: tokens that were computed, shared ones once.
+    """
+
+    loss: float
+    targets: int
+    tokens: int
+    computed: int
+
+
+class Engine:
+    """Computes the gradients of one subject.
+
+    Args:
+        subject: what is trained.
+        batch: examples in a micro-step.
+        dropout: whether the subject drops anything, in which case nothing is shared.
+        repeat: layers to compute twice, or None to choose by the memory there is.
+        reporter: is told what was decided.
+    """
+
+    def __init__(
+        self, subject: Subject, batch: int, *, dropout: bool, repeat: int | None, reporter: Reporter
+    ) -> None:
+        self.subject, self.batch, self.share, self.repeat = subject, batch, not dropout, repeat
+        self.reporter = reporter
+        self.scale = 1.0  # of the loss, in fp16
+        self._saved = [0, 0]  # tokens, and those computed
+        self._process, self._processes = 0, 1
+        if torch.distributed.is_available() and torch.distributed.is_initialized():
+            self._process, self._processes = torch.distributed.get_rank(), torch.distributed.get_world_size()
+
+    @contextmanager
+    def running(self, examples: Sequence[Encoded]) -> Iterator[None]:
+        """Steps are made within the body of a `with`.
+
+        Args:
+            examples: all that will be seen, whose longest decide on memory.
+        """
+        model = self.subject.model
+        self.device = next(model.parameters()).device
+        ways = ways_of(model)
+        if not ways.packed:
+            self.reporter.note(f"examples are padded: {ways.reason}")
+        if not self.share:
+            self.reporter.note(
+                "shared prefixes are computed for each example: dropout differs between examples"
+            )
+        with lean(model, last=self.share):
+            if self.repeat is None:
+                self.repeat = self._layers_to_repeat(examples)
+            with checkpointed(model, self.repeat):
+                yield
+
+    def step(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
+        """Add the gradient of one optimizer step to the parameters.
+
+        Args:
+            step: its number, which dropout depends on.
+            examples: all of it.
+        """
+        while True:
+            try:
+                return self._gradient(step, examples)
+            except torch.OutOfMemoryError:
+                if self.batch == 1:
+                    raise TrainingError(
+                        f"step {step + 1}: memory ran out with one example at once, the longest of "
+                        f"{max(len(example.ids) for example in examples):,} tokens",
+                        "lower --max-length, or use --gradient-checkpointing all",
+                    ) from None
+                for parameter in self.subject.parameters().values():
+                    parameter.grad = None
+                if self.device.type == "cuda":
+                    torch.cuda.empty_cache()
+                self.batch = (self.batch + 1) // 2
+                self.reporter.note(
+                    f"memory ran out: from here on {self.batch} examples at once, with the same result"
+                )
+
+    def _gradient(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
+        targets = sum(sum(example.supervised[1:]) for example in examples)
+        groups = micro_batches(examples, self.batch, share=self.share, processes=self._processes)
+        total = torch.zeros((), dtype=torch.float64, device=self.device)
+        computed = tokens = 0
+        for group in groups[self._process :: self._processes]:
+            batch = lay_out(self.subject.model, group, share=self.share).to(self.device)
+            self.subject.mark(TokenMarks(batch.examples, batch.positions, step))
+            loss = loss_sum(self.subject.model, batch) / targets
+            (loss * self.scale).backward()
+            total += loss.detach()
+            computed += batch.computed if isinstance(batch, Packed) else batch.tokens
+            tokens += batch.tokens
+        self.subject.mark(None)
+        if not self._saved[0] and self.share:
+            self._tell(tokens, computed)
+        self._saved = [self._saved[0] + tokens, self._saved[1] + computed]
+        if self._processes > 1:
+            self._add_up(total)
+            tokens = sum(len(example.ids) for example in examples)
+        return StepLoss(float(total), targets, tokens, computed)
+
+    def _tell(self, tokens: int, computed: int) -> None:
+        """Say once what sharing saves."""
+        if computed < tokens:
+            saved = f"{1 - computed / tokens:.0%} of the first step's tokens are computed once for several examples"
+            self.reporter.note(f"{saved}, which begin with them")
+        else:
+            self.reporter.note("examples share too little at their beginning to compute it once")
+
+    def _add_up(self, total: torch.Tensor) -> None:
+        """Sum the loss and the gradients of all processes, each of which had its share of the micro-batches."""
+        torch.distributed.all_reduce(total)
+        for parameter in self.subject.parameters().values():
+            if parameter.grad is None:
+                parameter.grad = torch.zeros_like(parameter)
+            torch.distributed.all_reduce(parameter.grad)
+
+    def _layers_to_repeat(self, examples: Sequence[Encoded]) -> int:
+        """As few layers as the memory allows, by what one short example keeps."""
+        model = self.subject.model
+        layers = len(layers_of(model))
+        room = free_bytes(self.device)
+        if not layers or room is None:
+            return 0
+        kept, width = kept_for_a_token(self.subject, min(examples, key=lambda e: abs(len(e.ids) - _PROBE)))
+        longest = self.batch * max(
+            len(example.ids) for example in examples
+        )  # as `micro_batches` fills a group
+        repeat = layers_to_repeat(kept * longest, width * longest, layers, int(_SHARE * room))
+        if repeat:
+            self.reporter.note(
+                f"{repeat} of {layers} layers are computed twice: up to {longest:,} tokens at once would keep "
+                f"{kept * longest / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free"
+            )
+        return repeat
+
+    @property
+    def shared(self) -> float:
+        """The share of the tokens seen so far that sharing saved."""
+        tokens, computed = self._saved
+        return 1 - computed / tokens if tokens else 0.0
+
+
+def kept_for_a_token(subject: Subject, example: Encoded) -> tuple[int, int]:
+    """Bytes that a forward pass keeps for each token, and those of one layer's input, measured on one example."""
+    model: Any = subject.model
+    device = next(model.parameters()).device
+    batch = lay_out(model, [example], share=False).to(device)
+    counted = Kept(model)
+    subject.mark(TokenMarks(batch.examples, batch.positions, 0))
+    with counted.counting():
+        loss_sum(model, batch)
+    subject.mark(None)
+    hidden = int(getattr(model.config.get_text_config(), "hidden_size", 0))
+    size = next(p for p in model.parameters() if p.is_floating_point()).element_size()
+    return counted.bytes // len(example.ids), hidden * size
