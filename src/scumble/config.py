@@ -7,6 +7,7 @@ down the reason (`Choice`). Knows names, types and ranges, and nothing of what t
 from __future__ import annotations
 
 import difflib
+import keyword
 import reprlib
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -32,14 +33,12 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
         ("vlm", "vision", "image", "images"),
         ("images are not trained on here", "use TRL's SFTTrainer with a vision model"),
     ),
-    **dict.fromkeys(
-        ("full", "qlora"), ("this method comes with a later version", "train with --method lora")
-    ),
+    "qlora": ("this method comes with a later version", "train with --method lora"),
     "dora": ("DoRA is a kind of lora", "train with --method lora --dora"),
     "rslora": ("rsLoRA is a kind of lora", "train with --method lora --rslora"),
 }
 # What the command line has and no file can say, since it differs from run to run.
-_COMMAND_LINE = ("data", "out", "config", "force", "json")
+_COMMAND_LINE = ("data", "out", "config", "force", "resume", "json")
 _SEEDS = 2**32 - 1
 
 
@@ -115,7 +114,8 @@ class TrainOptions(DataOptions, LoraOptions):
     """One run of training."""
 
     base: str | None = Field(None, description="Alias, folder, hub name or GGUF file")
-    method: Literal["lora"] = Field("lora", description="What is trained")
+    method: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or all weights")
+    from_: str | None = Field(None, description="Adapter to go on from, whose shape is taken")
     epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training data")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps")
     batch: int | None = Field(None, ge=1, description="Examples in a micro-step")
@@ -132,6 +132,20 @@ class TrainOptions(DataOptions, LoraOptions):
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; inf for none")
     max_length: int = Field(2048, ge=2, description="Tokens of the longest example")
     eval: str | float | None = Field(None, description="A file, a share such as 0.1, or 0 for none")
+    eval_every: float | None = Field(
+        None,
+        gt=0,
+        allow_inf_nan=False,
+        description="Steps from one evaluation to the next, or a share of an epoch",
+    )
+    eval_limit: int = Field(200, ge=1, description="Examples that are answered for a metric, at most")
+    patience: int | None = Field(
+        None, ge=1, description="End after so many evaluations in a row without a better one"
+    )
+    keep_best: str = Field("loss", description="What the best checkpoint is chosen by: loss, or a metric")
+    save_every: int | None = Field(
+        None, ge=1, description="Steps from one checkpoint to the next, besides those at evaluations"
+    )
     seed: int = Field(0, ge=0, le=_SEEDS, description="Decides A, the order of the data, and dropout")
     dtype: Literal["fp32", "bf16", "fp16", "auto"] | None = Field(
         None, description="Type of the base's weights"
@@ -144,6 +158,13 @@ class TrainOptions(DataOptions, LoraOptions):
         if isinstance(value, str) and value.lower() in ELSEWHERE:
             what, instead = ELSEWHERE[value.lower()]
             raise NotSupportedError(f"--method {value}: {what}", instead)
+        return value
+
+    @field_validator("eval_every")
+    @classmethod
+    def _steps_or_share(cls, value: float | None) -> float | None:
+        if value is not None and value > 1 and not value.is_integer():
+            raise ValueError("must be a whole number of steps, or a share of an epoch below 1")
         return value
 
     @field_validator("eval", mode="before")
@@ -259,14 +280,14 @@ def _checked(
     """The values by option, each of them tried alone, so that an error can name its line."""
     lines: dict[str, int] = {}
     for key, _ in node.value:
-        name, line = str(key.value).replace("-", "_"), key.start_mark.line + 1
+        name, line = _field(key.value), key.start_mark.line + 1
         if name in lines:
             raise ConfigError(
                 f"{path}, line {line}: {name} is given a second time, first in line {lines[name]}",
                 "keep one of them",
             )
         lines[name] = line
-    given = {str(name).replace("-", "_"): value for name, value in values.items() if value is not None}
+    given = {_field(name): value for name, value in values.items() if value is not None}
     for name, value in given.items():
         where = f"{path}, line {lines[name]}: " if name in lines else f"{path}: "
         if name in _COMMAND_LINE and name not in group.model_fields:
@@ -280,8 +301,15 @@ def _checked(
     return given
 
 
+def _field(key: Any) -> str:
+    """The name in Python of an option in a file."""
+    name = str(key).replace("-", "_")
+    return name + "_" if keyword.iskeyword(name) else name
+
+
 def _flag(name: str) -> str:
     """An option as the command line has it."""
+    name = name.rstrip("_")  # from is a word of Python's
     return f"-{name}" if len(name) == 1 else "--" + name.replace("_", "-")
 
 

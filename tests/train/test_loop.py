@@ -102,7 +102,11 @@ def test_it_evaluates_at_the_start_after_every_epoch_and_at_the_end() -> None:
     memory: Memory = trainer.record  # type: ignore[assignment]
     assert [step for step, _ in outcome.evals] == [0, 3, 6, 8]
     assert [(row["step"], row["eval_loss"]) for row in memory.rows if "eval_loss" in row] == outcome.evals
-    assert [(step, loss) for step, loss, _ in memory.kept] == outcome.evals[1:]
+    assert [step for step, _, _ in memory.kept] == [step for step, _ in outcome.evals[1:]]
+    measured = [loss for _, loss in outcome.evals[1:]]
+    assert [best for _, best, _ in memory.kept] == [
+        loss == min(measured[: i + 1]) for i, loss in enumerate(measured)
+    ]
     assert [row["step"] for row in memory.rows] == [0, 1, 2, 3, 3, 4, 5, 6, 6, 7, 8, 8]
     assert memory.column("epoch")[-1] == pytest.approx(8 / 3, abs=1e-3)
     # the figures are those of the adapter at that step
@@ -116,7 +120,7 @@ def test_it_evaluates_at_the_start_after_every_epoch_and_at_the_end() -> None:
 def test_every_example_is_seen_once_an_epoch_in_an_order_of_its_own() -> None:
     def order(seed: int, batch: int = 4, accumulate: int = 1) -> list[list[int]]:
         trainer = make_trainer(seed=seed, batch=batch, accumulate=accumulate)
-        chunks = trainer._order()
+        chunks = trainer._order(0)
         return [sorted(e.number for micro in next(chunks) for e in micro) for _ in range(6)]
 
     first = order(0)
@@ -175,7 +179,7 @@ def test_where_there_is_no_checkpoint_yet_the_last_finite_adapter_is_kept(
     break_loss(monkeypatch, 2, float("nan"))
     trainer = make_trainer()
     assert trainer.run().stopped
-    assert [(step, loss) for step, loss, _ in trainer.record.kept] == [(1, None)]  # type: ignore[attr-defined]
+    assert [(step, best) for step, best, _ in trainer.record.kept] == [(1, True)]  # type: ignore[attr-defined]
 
 
 def test_without_validation_a_bad_loss_does_not_replace_the_last_good_checkpoint(
@@ -219,7 +223,8 @@ def test_ctrl_c_keeps_the_adapter_as_it_is(monkeypatch: pytest.MonkeyPatch) -> N
     outcome = trainer.run()
     assert outcome.stopped == "stopped by Ctrl-C after step 5"
     memory: Memory = trainer.record  # type: ignore[assignment]
-    assert [(step, loss is None) for step, loss, _ in memory.kept] == [(3, False), (5, True)]
+    assert [(step, best) for step, best, _ in memory.kept] == [(3, True), (5, False)]
+    assert [state["step"] for state in memory.states] == [3, 5]
     assert all(torch.equal(memory.kept[-1][2][k], v) for k, v in parameters(bank_of(trainer)).items())
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -24,17 +25,21 @@ SLOT = "trained"
 
 @dataclass
 class Memory:
-    """What the loop hands over: rows, and (step, loss, parameters) of each checkpoint."""
+    """What the loop hands over: rows, (step, whether the best, parameters) of what is kept, and states."""
 
     bank: Bank
     rows: list[dict[str, Any]] = field(default_factory=list)
-    kept: list[tuple[int, float | None, dict[str, Tensor]]] = field(default_factory=list)
+    kept: list[tuple[int, bool, dict[str, Tensor]]] = field(default_factory=list)
+    states: list[dict[str, Any]] = field(default_factory=list)
 
     def metrics(self, row: dict[str, Any]) -> None:
         self.rows.append(row)
 
-    def checkpoint(self, step: int, eval_loss: float | None) -> None:
-        self.kept.append((step, eval_loss, parameters(self.bank)))
+    def keep(self, step: int, *, best: bool) -> None:
+        self.kept.append((step, best, parameters(self.bank)))
+
+    def save(self, state: dict[str, Any]) -> None:
+        self.states.append(copy.deepcopy({**state, "rows": self.rows}))
 
     def column(self, name: str) -> list[Any]:
         return [row[name] for row in self.rows if name in row]

@@ -19,7 +19,12 @@ def run(
         Path | None, typer.Option(help="YAML file with options; those given here win over it.")
     ] = None,
     base: Annotated[str | None, typer.Option(help="Alias, folder, hub name or GGUF file. [smollm2]")] = None,
-    method: Annotated[str | None, typer.Option(help="What is trained. [lora]")] = None,
+    method: Annotated[
+        str | None, typer.Option(help="lora trains an adapter, full all weights. [lora]")
+    ] = None,
+    from_: Annotated[
+        str | None, typer.Option("--from", help="Adapter to go on from, whose shape is taken.")
+    ] = None,
     format: Annotated[
         str | None, typer.Option(help="chat, prompt_completion, alpaca, sharegpt or text. [recognised]")
     ] = None,
@@ -61,11 +66,37 @@ def run(
         str | None,
         typer.Option("--eval", help="File, share such as 0.1, or 0 for none. [0.1, or the data's own]"),
     ] = None,
+    eval_every: Annotated[
+        float | None,
+        typer.Option(
+            help="Steps from one evaluation to the next, or a share of an epoch such as 0.5. [an epoch]"
+        ),
+    ] = None,
+    keep_best: Annotated[
+        str | None,
+        typer.Option(
+            help="What the best checkpoint is chosen by: loss, metric (the data's own), or a name. [loss]"
+        ),
+    ] = None,
+    eval_limit: Annotated[
+        int | None, typer.Option(help="Validation examples answered for that metric, at most. [200]")
+    ] = None,
+    patience: Annotated[
+        int | None, typer.Option(help="End after so many evaluations in a row without a better one.")
+    ] = None,
+    save_every: Annotated[
+        int | None,
+        typer.Option(help="Steps from one checkpoint to the next, besides those at evaluations. [by time]"),
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides A, the order of the data, and dropout. [0]")
     ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or auto, of the base.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
+    resume: Annotated[
+        bool,
+        typer.Option("--resume", help="Go on with the run in --out, or start where there is no checkpoint."),
+    ] = False,
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
@@ -73,12 +104,12 @@ def run(
     options = {
         name: value
         for name, value in locals().items()
-        if name not in ("data", "out", "config", "base", "force", "as_json", "eval_")
+        if name not in ("data", "out", "config", "base", "force", "resume", "as_json", "eval_")
     }
     from scumble.cli import output
     from scumble.train.run import train
 
-    done = train(data, out=out, base=base, config=config, force=force, eval=eval_, **options)
+    done = train(data, out=out, base=base, config=config, force=force, resume=resume, eval=eval_, **options)
 
     def people() -> None:
         loss = done.loss

@@ -1,26 +1,27 @@
-"""The training loop: one subject, from the first step to the last.
+"""The training loop: one subject, from the first step to the last, or on from a checkpoint.
 
     for each optimizer step: the next examples of the seeded order, in micro-batches;
         the loss is the mean over the supervised tokens of the whole step; clip; AdamW; the schedule
-    at the start and after every epoch: the loss on the validation data, and a checkpoint
+    at the start and then when the settings say: an evaluation, and what is trained kept as a folder
+    then, and in between: a state, from which the run goes on bit for bit where it was
 
 Which examples share a step is decided by the seed alone. The loop knows a subject, encoded examples and
 settings; what it measures it hands to a record, and it writes no file itself. The model stays in evaluation
-mode: the dropout of the base itself would draw from a stream that the layout of a batch changes.
+mode: the dropout of the base itself would draw from a stream that the layout of a batch changes. Nothing here
+draws random numbers from a stream that would have to be put back.
 """
 
 from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, Protocol
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
-from torch import Tensor
 
 from scumble.compare.loss import loss_sum, mean_loss
 from scumble.data.batches import Batch, collate
@@ -28,10 +29,15 @@ from scumble.data.encoding import Encoded
 from scumble.errors import TrainingError
 from scumble.lora.dropout import TokenMarks
 from scumble.progress import Reporter
+from scumble.train.best import Best
 from scumble.train.memory import peak_bytes, start_peak
 from scumble.train.schedule import factor
 from scumble.train.settings import Settings
+from scumble.train.signals import heeded
 from scumble.train.subject import Subject
+
+SAVE_SECONDS = 60.0  # of training that a kill may cost, where nobody said how often a state is written
+SAVE_SHARE = 0.02  # of the time that writing states may take
 
 
 class Record(Protocol):
@@ -40,8 +46,11 @@ class Record(Protocol):
     def metrics(self, row: dict[str, Any]) -> None:
         """Keep one row of figures."""
 
-    def checkpoint(self, step: int, eval_loss: float | None) -> None:
-        """Keep what is trained as it is after `step` steps."""
+    def keep(self, step: int, *, best: bool) -> None:
+        """Keep what is trained as it is after `step` steps, and as the best so far."""
+
+    def save(self, state: dict[str, Any]) -> None:
+        """Keep what the run needs to go on from here."""
 
 
 @dataclass
@@ -55,7 +64,8 @@ class Outcome:
         losses: mean training loss of each step.
         evals: (step, loss) of each evaluation.
         peak_bytes: highest memory while training.
-        stopped: why it ended early, in one line; None where it did not.
+        early: why it ended before its last step as it should, in one line; None where it did not.
+        stopped: why it broke off, in one line; None where it did not.
     """
 
     steps: int = 0
@@ -64,12 +74,18 @@ class Outcome:
     losses: list[float] = field(default_factory=list)
     evals: list[tuple[int, float]] = field(default_factory=list)
     peak_bytes: int = 0
+    early: str | None = None
     stopped: str | None = None
 
 
 @dataclass
 class Trainer:
-    """One subject in training."""
+    """One subject in training.
+
+    Attributes:
+        measure: the metric that the best checkpoint is chosen by, of the subject as it is; None: the loss.
+        state: what `Record.save` was given, with the `rows` noted up to then; None: from the start.
+    """
 
     subject: Subject
     examples: Sequence[Encoded]
@@ -77,81 +93,95 @@ class Trainer:
     settings: Settings
     record: Record
     reporter: Reporter
+    measure: Callable[[], float] | None = None
+    state: Mapping[str, Any] | None = None
 
     def run(self) -> Outcome:
-        """Train from the first step to the last.
+        """Train to the last step.
 
         Returns:
-            What it came to; `stopped` is set where Ctrl-C or a loss that is not finite ended it early.
+            What it came to; `stopped` is set where a signal or a loss that is not finite broke it off.
         """
-        self.outcome = Outcome()
+        self._prepare()
+        start_peak(self.device)
+        with heeded(self.reporter.note) as self.stop:
+            interrupted = False
+            try:
+                with self.subject.using(), self.reporter.bar("training", self.settings.steps):
+                    self._steps()
+            except KeyboardInterrupt:
+                interrupted = True
+                title = self.stop.title or "Ctrl-C"
+                self.outcome.stopped = f"stopped by {title} after step {self.outcome.steps}"
+            except TrainingError as error:
+                self.outcome.stopped = error.message
+            finally:
+                self.subject.mark(None)
+                self.outcome.peak_bytes = max(self.outcome.peak_bytes, peak_bytes(self.device))
+            if self.outcome.stopped and self.outcome.steps:
+                self._keep_what_there_is(interrupted)
+        return self.outcome
+
+    def _prepare(self) -> None:
+        self.outcome, self.best = Outcome(), Best(self.measure is not None)
         self.device = next(self.subject.model.parameters()).device
-        self.kept = False
-        # the base is on its device already, and frozen: Accelerate moves nothing and wraps the optimizer only.
+        self.evaluated = -1  # the last step after which there was an evaluation
+        self.half = False  # an optimizer step is under way, and has changed some of the numbers
+        self.saved, self.saving = (
+            time.monotonic(),
+            0.0,
+        )  # when a state was written last, and how long that took
+        # the base is on its device already: Accelerate moves nothing and wraps the optimizer only.
         # --dtype alone decides on precision: no autocast and no scaler, whatever ACCELERATE_MIXED_PRECISION says
         self.accelerator = Accelerator(
             cpu=self.device.type == "cpu",
             mixed_precision="no",
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
-        parameters = list(self.subject.parameters().values())
+        self.parameters = self.subject.parameters()
         self.optimizer = self.accelerator.prepare(
             torch.optim.AdamW(
-                parameters, lr=self.settings.learning_rate, weight_decay=self.settings.weight_decay
+                self.parameters.values(),
+                lr=self.settings.learning_rate,
+                weight_decay=self.settings.weight_decay,
             )
         )
-        start_peak(self.device)
-        interrupted = False
-        try:
-            with self.subject.using(), self.reporter.bar("training", self.settings.steps):
-                self._steps(parameters)
-        except KeyboardInterrupt:
-            interrupted = True
-            self.outcome.stopped = f"stopped by Ctrl-C after step {self.outcome.steps}"
-        except TrainingError as error:
-            self.outcome.stopped = error.message
-        finally:
-            self.subject.mark(None)
-            self.outcome.peak_bytes = peak_bytes(self.device)
-        # after a loss that is not finite what is trained is kept only where there is nothing better
-        if (
-            self.outcome.stopped
-            and self.outcome.steps
-            and (interrupted or not self.kept)
-            and self.subject.sound()
-        ):
-            self.record.checkpoint(self.outcome.steps, None)
-        return self.outcome
+        if self.state is not None:
+            self._restore(self.state)
 
-    def _steps(self, parameters: Sequence[Tensor]) -> None:
-        self._evaluate(0)
-        chunks = self._order()
-        for step in range(self.settings.steps):
+    def _steps(self) -> None:
+        self.reporter.advance(self.outcome.steps)
+        if self.evaluated < self.outcome.steps and self.settings.evaluates(self.outcome.steps):
+            self._evaluate(self.outcome.steps)
+        for chunk in self._order(self.outcome.steps):
+            if self.outcome.steps == self.settings.steps or self._enough():
+                break
+            self.stop.heed()
             started = time.perf_counter()
-            batches = [collate(chunk).to(self.device) for chunk in next(chunks)]
-            row = self._step(step, batches, parameters)
-            seconds = time.perf_counter() - started
-            self._note(step, batches, row, seconds)
-            done = step + 1
-            if done % self.settings.steps_per_epoch == 0 or done == self.settings.steps:
-                self._evaluate(done)
+            batches = [collate(examples).to(self.device) for examples in chunk]
+            row = self._step(self.outcome.steps, batches)
+            self._note(batches, row, time.perf_counter() - started)
+            if self.settings.evaluates(self.outcome.steps):
+                self._evaluate(self.outcome.steps)
+            elif self._should_save():
+                self._save()
 
-    def _order(self) -> Iterator[list[list[Encoded]]]:
-        """The micro-batches of each optimizer step: a new order each epoch, decided by the seed alone."""
+    def _order(self, start: int) -> Iterator[list[list[Encoded]]]:
+        """The micro-batches of each optimizer step from `start` on: a new order each epoch, decided by the seed alone."""
         effective, micro = self.settings.effective, self.settings.batch
-        epoch = 0
+        epoch, skipped = divmod(start, math.ceil(len(self.examples) / effective))
         while True:
             generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
             order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
-            for start in range(0, len(order), effective):
+            for first in range(skipped * effective, len(order), effective):
                 # similar lengths share a micro-batch; which do changes the padding and nothing else
                 step = sorted(
-                    (self.examples[i] for i in order[start : start + effective]), key=lambda e: len(e.ids)
+                    (self.examples[i] for i in order[first : first + effective]), key=lambda e: len(e.ids)
                 )
                 yield [step[i : i + micro] for i in range(0, len(step), micro)]
-            epoch += 1
+            epoch, skipped = epoch + 1, 0
 
-    def _step(self, step: int, batches: list[Batch], parameters: Sequence[Tensor]) -> dict[str, float]:
+    def _step(self, step: int, batches: list[Batch]) -> dict[str, float]:
         """One optimizer step; nothing is changed where its loss or gradient is not finite."""
         targets = sum(batch.targets for batch in batches)
         total = 0.0
@@ -160,7 +190,7 @@ class Trainer:
             loss = loss_sum(self.subject.model, batch) / targets
             self.accelerator.backward(loss)
             total += float(loss.detach())
-        norm = float(torch.nn.utils.clip_grad_norm_(parameters, self.settings.clip))
+        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip))
         if not math.isfinite(total) or not math.isfinite(norm):
             what = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
             self.optimizer.zero_grad(set_to_none=True)
@@ -170,50 +200,126 @@ class Trainer:
         )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self.half = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
         self.subject.mark(None)
         return {"loss": total, "learning_rate": rate, "grad_norm": norm}
 
-    def _note(self, step: int, batches: list[Batch], row: dict[str, float], seconds: float) -> None:
+    def _note(self, batches: list[Batch], row: dict[str, float], seconds: float) -> None:
         outcome = self.outcome
-        outcome.steps = step + 1
+        outcome.steps += 1
         outcome.tokens += sum(batch.tokens for batch in batches)
         outcome.seconds += seconds
         outcome.losses.append(row["loss"])
-        epoch = round((step + 1) / self.settings.steps_per_epoch, 4)
         figures = {
-            "step": step + 1,
-            "epoch": epoch,
+            "step": outcome.steps,
+            "epoch": self._epoch(),
             **row,
             "tokens": outcome.tokens,
             "seconds": round(outcome.seconds, 3),
         }
         self.record.metrics(figures)
+        self.half = False
         speed = outcome.tokens / outcome.seconds
         self.reporter.advance(
             shown=f"loss {row['loss']:.3f}  rate {row['learning_rate']:.1e}  {speed:.0f} tokens/s"
         )
 
+    def _epoch(self) -> float:
+        return round(self.outcome.steps / self.settings.steps_per_epoch, 4)
+
+    # -- evaluating and keeping --------------------------------------------------------------------
+
     def _evaluate(self, step: int) -> None:
-        """The loss on the validation data, noted; a checkpoint for every step but the start."""
-        loss: float | None = None
+        """The loss on the validation data, noted; after every step but the start, what is trained is kept."""
+        row: dict[str, Any] = {"step": step, "epoch": self._epoch()}
         if self.validation:
-            loss = mean_loss(self.subject.model, self.validation, self.settings.batch, self.device)
-            if not math.isfinite(loss):
-                raise TrainingError(
-                    f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate"
-                )
-            self.outcome.evals.append((step, loss))
-            epoch = round(step / self.settings.steps_per_epoch, 4)
-            self.record.metrics({"step": step, "epoch": epoch, "eval_loss": loss})
-            when = f"after step {step}" if step else "before training"
-            self.reporter.note(f"validation loss {loss:.4f} {when}")
-        if step:
-            if not self.subject.sound():
-                raise TrainingError(
-                    f"step {step}: the {self.subject.title}'s numbers have grown beyond all bounds",
-                    "lower --learning-rate",
-                )
-            self.record.checkpoint(step, loss)
-            self.kept = True
+            with self.stop.at_once():
+                row |= self._judged(step)
+            self.outcome.evals.append((step, row["eval_loss"]))
+            self.record.metrics(row)
+        self.evaluated = step
+        if step == 0:
+            return
+        if not self.subject.sound():
+            raise TrainingError(
+                f"step {step}: the {self.subject.title}'s numbers have grown beyond all bounds",
+                "lower --learning-rate",
+            )
+        better = self.best.see(step, row.get("eval_metric", row.get("eval_loss")))
+        self.record.keep(step, best=better)
+        self._save()
+
+    def _judged(self, step: int) -> dict[str, float]:
+        """The loss on the validation data, and the metric where one decides."""
+        loss = mean_loss(self.subject.model, self.validation, self.settings.batch, self.device)
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate"
+            )
+        found = {"eval_loss": loss}
+        said = f"validation loss {loss:.4f}"
+        if self.measure is not None:
+            found["eval_metric"] = self.measure()
+            said += f", {self.settings.keep_best} {found['eval_metric']:.4f}"
+        self.reporter.note(f"{said} after step {step}" if step else f"{said} before training")
+        return found
+
+    def _enough(self) -> bool:
+        """Whether so many evaluations in a row were no better that the run ends."""
+        patience = self.settings.patience
+        if not patience or self.best.stale < patience:
+            return False
+        many = "the evaluation" if patience == 1 else f"{patience} evaluations"
+        self.outcome.early = f"{many} after step {self.best.step} were no better"
+        return True
+
+    def _should_save(self) -> bool:
+        if self.settings.save_every:
+            return self.outcome.steps % self.settings.save_every == 0
+        return time.monotonic() - self.saved > max(SAVE_SECONDS, self.saving / SAVE_SHARE)
+
+    def _save(self) -> None:
+        """All that decides how the run goes on; nothing here draws random numbers, so there are none to put back."""
+        started = time.monotonic()
+        self.record.save(
+            {
+                "step": self.outcome.steps,
+                "evaluated": self.evaluated,
+                "tokens": self.outcome.tokens,
+                "seconds": self.outcome.seconds,
+                "peak_bytes": max(self.outcome.peak_bytes, peak_bytes(self.device)),
+                "best": self.best.to_dict(),
+                "parameters": dict(self.parameters),
+                "optimizer": self.optimizer.state_dict(),
+            }
+        )
+        self.saved = time.monotonic()
+        self.saving = self.saved - started
+
+    def _restore(self, state: Mapping[str, Any]) -> None:
+        self.optimizer.load_state_dict(state["optimizer"])
+        with torch.no_grad():
+            for name, parameter in self.parameters.items():
+                parameter.copy_(state["parameters"][name])
+        self.best, self.evaluated = Best(**state["best"]), state["evaluated"]
+        self.outcome = Outcome(
+            steps=state["step"],
+            tokens=state["tokens"],
+            seconds=state["seconds"],
+            losses=[row["loss"] for row in state["rows"] if "loss" in row],
+            evals=[(row["step"], row["eval_loss"]) for row in state["rows"] if "eval_loss" in row],
+            peak_bytes=state["peak_bytes"],
+        )
+
+    def _keep_what_there_is(self, interrupted: bool) -> None:
+        """Keep a run that broke off: as a folder, and where its last step is whole, to go on from."""
+        # after a loss that is not finite what is trained is kept only where there is nothing better
+        if not (interrupted or self.best.step is None) or not self.subject.sound():
+            return
+        if self.best.step is None:
+            self.best.step = self.outcome.steps
+        self.record.keep(self.outcome.steps, best=self.best.step == self.outcome.steps)
+        if not self.half:
+            self._save()

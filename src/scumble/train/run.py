@@ -5,8 +5,10 @@ Everything that can be wrong with the input is found before the folder is made: 
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Mapping
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +17,7 @@ from scumble.compare.comparison import Comparison, compare_in_bank
 from scumble.config import CompareOptions, LoraOptions, TrainOptions, make, read_yaml
 from scumble.errors import ConfigError, OutputError, TrainingError
 from scumble.files import refuse_existing, write_text
+from scumble.lora.adapter import Adapter
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base, load_base
@@ -26,8 +29,9 @@ from scumble.train.loop import Outcome, Trainer
 from scumble.train.material import Material, encode_material, read_material, tokenizer_for
 from scumble.train.record import RunRecord
 from scumble.train.report import render_report
+from scumble.train.resume import Earlier, earlier_run
 from scumble.train.settings import settle
-from scumble.train.subject import AdapterSubject
+from scumble.train.subject import AdapterSubject, Subject
 
 SLOT = "trained"
 
@@ -82,6 +86,7 @@ def train(
     lora: LoraSpec | Any | None = None,
     config: str | Path | None = None,
     force: bool = False,
+    resume: bool = False,
     quiet: bool = False,
     examples_in_report: int = 5,
     **options: Any,
@@ -95,6 +100,8 @@ def train(
         lora: a `LoraSpec` or a `peft.LoraConfig`, instead of rank, alpha, targets and so on.
         config: a YAML file with options; those given here win over it.
         force: replace `out` where it exists.
+        resume: go on with the run in `out` under the options that it was begun with, or start it where there is
+            none; it ends in the same adapter as if it had never been cut off.
         quiet: say nothing on stderr.
         examples_in_report: validation examples answered before and after for the report.
         **options: the fields of `TrainOptions`.
@@ -105,41 +112,87 @@ def train(
     Raises:
         ScumbleError: with one line on what is wrong, where, and what to do.
     """
-    settled = _settled(config, options, base, lora)
     reporter = Reporter(quiet=quiet)
-    spec = _spec(settled, lora)
+    given = _settled(config, options, base, lora)
+    if resume and force:
+        raise ConfigError("--resume and --force are both given", "go on with the run, or start over")
+    earlier = earlier_run(out, given) if resume else None
+    if earlier is not None and earlier.finished:
+        reporter.note(f"the run in {earlier.folder} is finished")
+        return _finished(earlier)
+    settled = earlier.options if earlier else given
     reads = (data, config, settled.eval, settled.base, settled.template)
-    folder = refuse_existing(out, force=force, inputs=reads) if out is not None else _numbered(data)
+    if earlier is not None:
+        folder = earlier.folder
+    else:
+        folder = refuse_existing(out, force=force, inputs=reads) if out is not None else _numbered(data)
     material = read_material(data, settled)
-    base = _base(base, settled)
+    start = Adapter.load(settled.from_) if settled.from_ else None
+    spec = _spec(settled, lora, earlier, start)
+    base = _base(base if base is not None else _name_of(settled, start), settled, earlier)
     encoded, validation = encode_material(material, base, settled, reporter)
-    threads = threads_for(base.model)
-    bank = Bank(base)
-    try:
-        bank.trainable(SLOT, spec, seed=settled.seed)
+    threads = earlier.threads if earlier else threads_for(base.model)
+    with with_threads(threads.train), closing(Bank(base)) as bank:
+        bank.trainable(SLOT, spec, seed=settled.seed, start=start)
+        subject = AdapterSubject(bank, SLOT)
         settings = settle(settled, len(encoded.examples), base.model.config)
         facts = run_facts(settled, settings, base, bank, material, encoded, validation, threads)
+        facts["lora"] = spec.to_peft()
         announce(reporter, facts)
-        subject = AdapterSubject(bank, SLOT)
-        record = RunRecord(folder, subject, facts, force=force)
-        with with_threads(threads.train):
-            trainer = Trainer(subject, encoded.examples, validation.examples, settings, record, reporter)
-            outcome, adapter = _trained(trainer, record)
+        record = _record(folder, subject, facts, earlier, reporter, force=force)
+        try:
+            trainer = Trainer(
+                subject, encoded.examples, validation.examples, settings, record, reporter, state=record.state
+            )
+            outcome, adapter = _trained(
+                trainer, record, f"scumble train {material.source} --out {folder} --resume"
+            )
             tokenizer = tokenizer_for(base, settled)
             comparison = _before_and_after(
                 bank, base, tokenizer, material, adapter, examples_in_report, reporter
             )
-    finally:
-        bank.close()
-    report = write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
+            report = write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
+            record.close(over=True)
+        finally:
+            record.close(over=False)
     told = (outcome.steps, outcome.tokens, outcome.seconds, _losses(outcome), outcome.peak_bytes)
     return Run(folder, adapter, report, *told)
 
 
+def _record(
+    folder: Path,
+    subject: Subject,
+    facts: dict[str, Any],
+    earlier: Earlier | None,
+    reporter: Reporter,
+    *,
+    force: bool,
+) -> RunRecord:
+    """The record of a new run, or of an earlier one where that was cut off."""
+    if earlier is None:
+        return RunRecord.begun(folder, subject, facts, force=force)
+    earlier.check(json.loads(json.dumps(facts, default=str)))
+    for changed in earlier.changed_versions():
+        reporter.warn(f"{changed}: the last digits may come out otherwise")
+    record = RunRecord.resumed(folder, subject, earlier.facts, reporter.warn)
+    threads = earlier.threads.train
+    many = "1 thread" if threads == 1 else f"{threads} threads"
+    where = (
+        f"goes on after step {record.state['step']}" if record.state else "has no checkpoint yet, and starts"
+    )
+    reporter.note(f"the run in {folder} {where}, with {many} as it was begun")
+    return record
+
+
+def _finished(earlier: Earlier) -> Run:
+    """A run that came to its end, from what it wrote down."""
+    found, folder = earlier.facts["result"], earlier.folder
+    figures = (found[name] for name in ("steps", "tokens", "seconds", "loss", "peak_bytes"))
+    return Run(folder, folder / "adapter", folder / "report.html", *figures)
+
+
 def write_report(folder: Path, comparison: Mapping[str, Any] | None) -> Path:
     """Write `report.html` of a finished run from its files, with a comparison where there is one."""
-    import json
-
     run = json.loads((folder / "run.json").read_text(encoding="utf-8"))
     rows = [json.loads(line) for line in (folder / "metrics.jsonl").read_text(encoding="utf-8").splitlines()]
     return write_text(folder / "report.html", render_report(run, rows, comparison))
@@ -166,9 +219,15 @@ def _settled(
     return settled
 
 
-def _base(base: Base | str | None, options: TrainOptions) -> Base:
+def _name_of(options: TrainOptions, start: Adapter | None) -> str | None:
+    """The base by name: that of the options, or of the adapter to go on from."""
+    return options.base or (start.spec.base_name if start is not None else None)
+
+
+def _base(base: Base | str | None, options: TrainOptions, earlier: Earlier | None) -> Base:
     if not isinstance(base, Base):
-        return load_base(options.base, dtype=options.dtype, device=options.device)
+        device = options.device or (earlier.facts["base"]["device"] if earlier else None)
+        return load_base(base, dtype=options.dtype, device=device)
     # one place decides on precision: a base that is there already is what it is
     if options.dtype is not None and dtype_named(options.dtype, base.device) not in (None, base.dtype):
         has = str(base.dtype).removeprefix("torch.")
@@ -187,9 +246,12 @@ def _numbered(data: Any) -> Path:
     return folder
 
 
-def _spec(options: TrainOptions, lora: Any) -> LoraSpec:
+def _spec(options: TrainOptions, lora: Any, earlier: Earlier | None, start: Adapter | None) -> LoraSpec:
+    """The shape of the adapter: as given, as the adapter has it that is gone on from, or as the run was begun."""
     if lora is not None:
         return lora if isinstance(lora, LoraSpec) else LoraSpec.from_peft(lora)
+    if earlier is not None:
+        return LoraSpec.from_peft(earlier.facts["lora"])
     targets = options.targets if isinstance(options.targets, str) else tuple(options.targets)
     return LoraSpec(options.rank, options.alpha, targets, options.dropout, options.rslora, options.dora)
 
@@ -203,18 +265,18 @@ def _losses(outcome: Outcome) -> dict[str, float | None]:
     }
 
 
-def _trained(trainer: Trainer, record: RunRecord) -> tuple[Outcome, Path]:
+def _trained(trainer: Trainer, record: RunRecord, resume: str) -> tuple[Outcome, Path]:
     """Train and write the result; where the disk is full, say what of the run is there."""
     try:
         outcome = trainer.run()
-        return outcome, _finish(record, outcome)
+        return outcome, _finish(record, outcome, resume)
     except OutputError as error:
         raise OutputError(
-            f"{error.message}; {record.kept}", "make room, then train again with --force"
+            f"{error.message}; {record.kept}", f"make room, then go on with: {resume}"
         ) from error
 
 
-def _finish(record: RunRecord, outcome: Outcome) -> Path:
+def _finish(record: RunRecord, outcome: Outcome, resume: str) -> Path:
     """Write the result; where the run was stopped, say so with what is left of it."""
     result = {
         "steps": outcome.steps,
@@ -223,20 +285,21 @@ def _finish(record: RunRecord, outcome: Outcome) -> Path:
         "tokens_per_second": outcome.tokens / outcome.seconds if outcome.seconds else 0.0,
         "loss": _losses(outcome),
         "peak_bytes": outcome.peak_bytes,
+        "early": outcome.early,
         "stopped": outcome.stopped,
     }
     adapter = record.finish(result)
     if outcome.stopped or adapter is None:
         write_report(record.folder, None)
         raise TrainingError(
-            f"{outcome.stopped or 'nothing was trained'}; {record.kept}", _advice(outcome.stopped)
+            f"{outcome.stopped or 'nothing was trained'}; {record.kept}", _advice(outcome.stopped, resume)
         )
     return adapter
 
 
-def _advice(stopped: str | None) -> str:
-    if stopped and "Ctrl-C" in stopped:
-        return "train again with --force to start over"
+def _advice(stopped: str | None, resume: str) -> str:
+    if stopped and stopped.startswith("stopped by"):
+        return f"go on with: {resume}"
     return "lower --learning-rate, or use --dtype fp32"
 
 

@@ -31,6 +31,10 @@ class Settings:
         accumulate: micro-steps in an optimizer step.
         learning_rate: the highest.
         warmup: steps of it.
+        eval_every: optimizer steps from one evaluation to the next; may be no whole number.
+        patience: evaluations in a row without a better one, after which the run ends; None: never.
+        keep_best: what the best checkpoint is chosen by: `loss`, or the name of a metric.
+        save_every: steps from one state to go on from to the next; None: by time.
         choices: what was decided for the user, and why.
     """
 
@@ -46,11 +50,21 @@ class Settings:
     clip: float
     seed: int
     choices: tuple[Choice, ...]
+    eval_every: float = 0.0
+    patience: int | None = None
+    keep_best: str = "loss"
+    save_every: int | None = None
 
     @property
     def effective(self) -> int:
         """Examples in an optimizer step."""
         return self.batch * self.accumulate
+
+    def evaluates(self, step: int) -> bool:
+        """Whether there is an evaluation after `step` steps: at the start, at the end, and every so often."""
+        every = self.eval_every or self.steps_per_epoch
+        # a tenth of 30 steps is a little more than 3
+        return step in (0, self.steps) or int(step / every + 1e-9) > int((step - 1) / every + 1e-9)
 
     def to_dict(self) -> dict[str, Any]:
         """What `run.json` holds of it."""
@@ -65,8 +79,12 @@ class Settings:
             "weight_decay",
             "clip",
             "seed",
+            "eval_every",
+            "patience",
+            "keep_best",
         ]
-        return {name: getattr(self, name) for name in names}
+        found = {name: getattr(self, name) for name in names}
+        return {name: value for name, value in found.items() if value is not None}
 
 
 def settle(options: TrainOptions, examples: int, config: Any) -> Settings:
@@ -86,6 +104,8 @@ def settle(options: TrainOptions, examples: int, config: Any) -> Settings:
     if rate is None:
         family = str(getattr(config, "model_type", "llama"))
         rate, reason = default_rate(int(getattr(config, "hidden_size", 2000)), family)
+        if options.method == "full":
+            rate, reason = rate / 10, f"a tenth of LoRA's {rate:g}, since every weight moves"
         choices.append(Choice("learning_rate", rate, reason))
     return Settings(
         steps=steps,
@@ -100,7 +120,19 @@ def settle(options: TrainOptions, examples: int, config: Any) -> Settings:
         clip=options.clip,
         seed=options.seed,
         choices=tuple(choices),
+        eval_every=_eval_every(options, per_epoch),
+        patience=options.patience,
+        keep_best=options.keep_best,
+        save_every=options.save_every,
     )
+
+
+def _eval_every(options: TrainOptions, per_epoch: int) -> float:
+    """Steps from one evaluation to the next; a number below 1 is a share of an epoch."""
+    every = options.eval_every
+    if every is None:
+        return per_epoch
+    return max(1.0, every * per_epoch) if every < 1 else every
 
 
 def _batch(options: TrainOptions, examples: int, choices: list[Choice]) -> tuple[int, int]:
