@@ -112,13 +112,16 @@ class _FrozenHead(torch.autograd.Function):
             part = slice(start, start + size)
             scores = functional.linear(hidden[part], weight).to(wide)
             scores -= scores.amax(dim=-1, keepdim=True)
-            right = scores.gather(1, labels[part, None])
-            sums = scores.exp_().sum(dim=-1, keepdim=True)
+            own = labels[part, None]
+            right = scores.gather(1, own)
+            # the label by itself: where it is nearly certain, p - 1 would be rounding; the others' sum is not
+            others = scores.exp_().scatter_(1, own, 0).sum(dim=-1, keepdim=True)
+            sums = others + right.exp()
             total += (sums.log() - right).sum()
             if grad is not None:
                 # softmax W - the label's row of W; the division is by rows, so it can wait for the narrower product
-                mean = (scores.to(weight.dtype) @ weight).to(wide) / sums
-                grad[part] = (mean - weight[labels[part]]).to(grad.dtype)
+                rest = (scores.to(weight.dtype) @ weight).to(wide) - others * weight[own[:, 0]]
+                grad[part] = (rest / sums).to(grad.dtype)
         ctx.save_for_backward(grad)
         return total
 
