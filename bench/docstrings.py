@@ -10,53 +10,14 @@ and a short `train`, with a figure of each. What is found depends on the version
 from __future__ import annotations
 
 import argparse
-import ast
 import json
 import platform
-import sysconfig
 import time
-import warnings
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import scumble.data
 from scumble import load_base, train
-
-ASKED = "Write a docstring for this function.\n\n```python\n{source}\n```"
-LEFT_OUT = {"test", "tests", "idle_test", "site-packages", "__pycache__", "lib2to3", "pydoc_data"}
-LONGEST = 6000  # characters of a function
-
-
-def chats(folder: Path) -> Iterator[dict[str, Any]]:
-    """The chats of all modules of a folder, in the order of their names."""
-    for path in sorted(folder.rglob("*.py")):
-        inside = path.relative_to(folder)
-        if LEFT_OUT & set(inside.parts):
-            continue
-        try:
-            text = path.read_text(encoding="utf-8")
-            with warnings.catch_warnings():
-                warnings.simplefilter("ignore")
-                tree = ast.parse(text)
-        except (SyntaxError, UnicodeDecodeError):
-            continue
-        for found in ast.walk(tree):
-            if isinstance(found, ast.FunctionDef | ast.AsyncFunctionDef) and (made := chat(found)):
-                yield {**made, "module": ".".join(inside.with_suffix("").parts), "line": found.lineno}
-
-
-def chat(function: ast.FunctionDef | ast.AsyncFunctionDef) -> dict[str, Any] | None:
-    """One function as a chat; None without a docstring, or where nothing but the docstring is there."""
-    docstring = ast.get_docstring(function)
-    if not docstring or len(function.body) < 2:
-        return None
-    function.body = function.body[1:]
-    source = ast.unparse(function)
-    if len(source) > LONGEST:
-        return None
-    turns = (("user", ASKED.format(source=source)), ("assistant", docstring))
-    return {"messages": [{"role": role, "content": content} for role, content in turns]}
+from scumble.lab.docstrings import chats, standard_library
 
 
 def main() -> None:
@@ -69,7 +30,7 @@ def main() -> None:
     options.out.mkdir(parents=True, exist_ok=True)
     file = options.out / "docstrings.jsonl"
     with file.open("w", encoding="utf-8") as out:
-        for row in chats(Path(sysconfig.get_paths()["stdlib"])):
+        for row in chats(standard_library()):
             out.write(json.dumps(row, ensure_ascii=False) + "\n")
     print(f"Python {platform.python_version()}: {file}, {file.stat().st_size / 1e6:.1f} MB")
 

@@ -8,6 +8,7 @@ import typer
 
 if TYPE_CHECKING:
     from scumble.lab.bench_blend import BlendBench
+    from scumble.lab.bench_train import TrainBench
     from scumble.lab.blend_systems import Entry
 
 app = typer.Typer(help="Speed and exactness side by side with other libraries.", no_args_is_help=True)
@@ -25,6 +26,84 @@ def blend(
 
     found = bench_blend(threads=threads, seed=seed)
     output.show(found, as_json, lambda: _people(found))
+
+
+@app.command("train")
+def train(
+    steps: Annotated[int, typer.Option(help="Optimizer steps in a round, each over all examples.")] = 1,
+    rounds: Annotated[int, typer.Option(help="How often each system trains, in turns.")] = 3,
+    system_prompt: Annotated[
+        int, typer.Option(help="Tokens of one system prompt before every example; 0 for none.")
+    ] = 0,
+    data: Annotated[
+        str | None, typer.Option(help="Chats to train on, the first of them. [docstrings of Python]")
+    ] = None,
+    base: Annotated[str | None, typer.Option(help="Alias, folder, hub name or GGUF file.")] = None,
+    dropout: Annotated[
+        float, typer.Option(help="Of every system; above 0, Scumble shares no beginnings.")
+    ] = 0.05,
+    examples: Annotated[int, typer.Option(help="In an optimizer step, a multiple of 8.")] = 16,
+    systems: Annotated[
+        str, typer.Option(help="Which of them, with commas between.")
+    ] = "script,trl,trl_best,scumble",
+    seed: Annotated[int, typer.Option(help="Of the adapter, the order within a step, and dropout.")] = 0,
+    plot: Annotated[str | None, typer.Option(help="SVG file to write.")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """The same adapter trained by the lesson's script, by TRL and by Scumble: tokens/s, memory and loss."""
+    from scumble.cli import output
+    from scumble.lab.bench_train import bench_train
+
+    found = bench_train(
+        steps=steps,
+        rounds=rounds,
+        data=data,
+        base=base,
+        system_prompt=system_prompt,
+        dropout=dropout,
+        seed=seed,
+        systems=[name.strip() for name in systems.split(",") if name.strip()],
+        examples=examples,
+        plot=plot,
+    )
+    output.show(found, as_json, lambda: _training(found))
+
+
+def _training(found: TrainBench) -> None:
+    from scumble.cli.output import size
+
+    print(", ".join(f"{name} {version}" for name, version in found.versions.items()))
+    print(found.sample)
+    work = found.work.operations
+    print(
+        f"roof: {found.roof.median / 1e9:.0f} billion operations/s in products of the model's shapes, which is "
+        f"{found.roof_tokens:.0f} tokens/s at {work / 1e6:.0f} million a token"
+    )
+    many = len(found.systems[0].rounds) if found.systems else 0
+    print(
+        f"{many} rounds of {found.steps} step{'s' * (found.steps > 1)}, dropout {found.dropout:g}; "
+        f"load of the machine {found.load[0]:.1f} before and {found.load[1]:.1f} after\n"
+    )
+    print(f"{'':27}{'tokens/s':>10}{'of the roof':>20}{'memory':>10}{'in all':>10}{'loss':>9}  ran with")
+    for each in found.systems:
+        share = found.matmul_share[each.name]
+        shown = f"{share.median:.0%} ({share.lowest:.0%} to {share.highest:.0%})"
+        print(
+            f"{each.title:27}{each.tokens_per_second:10.1f}{shown:>20}{size(each.above_bytes):>10}"
+            f"{size(each.peak_bytes):>10}{each.loss:9.4f}  {each.threads} threads, {each.layout}"
+        )
+    print(f"{'before training':77}{found.start_loss:9.4f}")
+    print()
+    titles = {each.name: each.title for each in found.systems}
+    for name, ratio in found.ratios.items():
+        print(
+            f"Scumble against {titles[name]}: {ratio.median:.2f} times as fast "
+            f"({ratio.lowest:.2f} to {ratio.highest:.2f}), {found.memory[name]:.2f} of its memory"
+        )
+    for name, reason in found.absent.items():
+        print(f"{name} left out: {reason}")
+    if found.sample.system_prompt and found.dropout:
+        print("with dropout, Scumble shares no beginnings: --dropout 0 lets it")
 
 
 def _people(found: BlendBench) -> None:
