@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import nn
 from transformers import (
+    Gemma2Config,
+    Gemma2ForCausalLM,
     Gemma3ForCausalLM,
     Gemma3TextConfig,
     GemmaConfig,
@@ -29,6 +31,8 @@ from transformers import (
     Qwen2ForCausalLM,
     Qwen2MoeConfig,
     Qwen2MoeForCausalLM,
+    Qwen3Config,
+    Qwen3ForCausalLM,
 )
 
 VOCABULARY = 48
@@ -65,15 +69,28 @@ def _build(
     return model
 
 
+class GemmaNormInFp64(nn.Module):
+    """Gemma's norm, which scales by 1 + weight."""
+
+    def __init__(self, weight: nn.Parameter, eps: float) -> None:
+        super().__init__()
+        self.weight, self.eps = weight, eps
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * torch.rsqrt(x.square().mean(-1, keepdim=True) + self.eps) * (1 + self.weight)
+
+
 def _norms_in_fp64(model: nn.Module) -> None:
     """transformers' RMSNorm computes in fp32 whatever its input, which hides differences below 6e-8."""
     for path, module in list(model.named_modules()):
-        if type(module).__name__.endswith("RMSNorm"):
-            # Gemma scales by 1 + weight, and is not built in fp64 here
-            assert "Gemma" not in type(module).__name__, "no fp64 norm for this family"
-            norm = nn.RMSNorm(len(module.weight), eps=module.variance_epsilon, dtype=torch.float64)
-            norm.weight = module.weight
-            model.set_submodule(path, norm.eval())
+        if not type(module).__name__.endswith("RMSNorm"):
+            continue
+        if "Gemma" in type(module).__name__:
+            model.set_submodule(path, GemmaNormInFp64(module.weight, module.eps).eval())
+            continue
+        norm = nn.RMSNorm(len(module.weight), eps=module.variance_epsilon, dtype=torch.float64)
+        norm.weight = module.weight
+        model.set_submodule(path, norm.eval())
 
 
 def _builder(config_class: Any, model_class: Any, **defaults: Any) -> Callable[..., Any]:
@@ -86,7 +103,9 @@ def _builder(config_class: Any, model_class: Any, **defaults: Any) -> Callable[.
 tiny_llama = _builder(LlamaConfig, LlamaForCausalLM)
 tiny_qwen2 = _builder(Qwen2Config, Qwen2ForCausalLM)  # biases at q, k and v
 tiny_gemma = _builder(GemmaConfig, GemmaForCausalLM, head_dim=4, tie_word_embeddings=True)
+tiny_gemma2 = _builder(Gemma2Config, Gemma2ForCausalLM, head_dim=4, tie_word_embeddings=True)
 tiny_gemma3 = _builder(Gemma3TextConfig, Gemma3ForCausalLM, head_dim=4, tie_word_embeddings=True)
+tiny_qwen3 = _builder(Qwen3Config, Qwen3ForCausalLM, head_dim=4)  # norms of queries and keys
 tiny_mistral = _builder(MistralConfig, MistralForCausalLM)
 tiny_phi3 = _builder(Phi3Config, Phi3ForCausalLM)  # fused qkv_proj and gate_up_proj
 tiny_gpt2 = _builder(GPT2Config, GPT2LMHeadModel, num_key_value_heads=4)  # Conv1D, biases everywhere

@@ -7,6 +7,8 @@ beginning of others and chains as of the turns of a conversation all come up.
 
 from __future__ import annotations
 
+import random
+
 from hypothesis import strategies as st
 
 from scumble.data.encoding import Encoded
@@ -31,9 +33,15 @@ def masks(draw: st.DrawFn, length: int) -> list[bool]:
 
 
 @st.composite
-def forests(draw: st.DrawFn, most: int = 40, longest: int = 60, first: int = 3) -> list[Encoded]:
-    """1 to `most` examples of 1 to `longest` tokens from `first` on."""
-    tokens = st.integers(first, first + FEW)
+def forests(
+    draw: st.DrawFn, most: int = 40, longest: int = 60, vocabulary: int | None = None
+) -> list[Encoded]:
+    """1 to `most` examples of 1 to `longest` tokens.
+
+    Of few kinds; with a vocabulary drawn at random from all of it but the first three, as for gradients: where all
+    tokens of an example are the same, attention looks at equal values, and its gradient is rounding alone.
+    """
+    chance = random.Random(draw(st.integers(0, 2**20)))
     made: list[Encoded] = []
     for number in range(draw(st.integers(1, most))):
         start: list[int] = []
@@ -45,8 +53,25 @@ def forests(draw: st.DrawFn, most: int = 40, longest: int = 60, first: int = 3) 
         room = longest - len(start)
         least = 0 if start else 1
         more = 0 if how == "same" else draw(st.integers(min(least, room), min(room, 25)))
-        ids = [*start, *draw(st.lists(tokens, min_size=more, max_size=more))]
+        if vocabulary is None:
+            ids = [*start, *draw(st.lists(st.integers(3, 3 + FEW), min_size=more, max_size=more))]
+        else:
+            ids = [*start, *(chance.randrange(3, vocabulary) for _ in range(more))]
         made.append(example(ids, draw(masks(len(ids))), number))
+    return made
+
+
+def forest(seed: int, most: int, longest: int, vocabulary: int = 48) -> list[Encoded]:
+    """As many examples of which most begin alike, the same for the same seed; the last token of each has a loss."""
+    chance = random.Random(seed)
+    made: list[Encoded] = []
+    while len(made) < most:
+        earlier = chance.choice(made).ids if made and chance.random() < 0.75 else ()
+        start = earlier[: chance.randint(0, len(earlier))]
+        more = chance.randint(1, max(1, min(20, longest - len(start))))
+        ids = [*start[: longest - more], *(chance.randrange(3, vocabulary) for _ in range(more))]
+        first = chance.randint(max(0, len(ids) - 8), len(ids) - 1)
+        made.append(example(ids, [i >= first for i in range(len(ids))], len(made)))
     return made
 
 
