@@ -1,5 +1,6 @@
 """Ctrl-C and a full disk in the real command: what is kept is whole, and one line says what it is."""
 
+import importlib
 import json
 import os
 import resource
@@ -48,7 +49,7 @@ def test_ctrl_c_keeps_the_last_checkpoint_and_says_so(here, letters_folder, hidd
     first, second = told(process)
     assert first.startswith("error: stopped by Ctrl-C after step ")
     assert "is kept as run/adapter" in first
-    assert second.startswith("  hint: ")
+    assert second == "  hint: go on with: scumble train good.jsonl --out run --resume"
     assert Adapter.load(run).factors
     facts = json.loads((run / "run.json").read_text())
     assert facts["result"]["stopped"].startswith("stopped by Ctrl-C")
@@ -89,7 +90,7 @@ def test_ctrl_c_after_the_last_step_says_that_the_adapter_is_kept(fails, here, l
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("scumble.train.run.compare_in_bank", interrupted)
+    monkeypatch.setattr(importlib.import_module("scumble.train.run"), "compare_in_bank", interrupted)
     words = ("train", "good.jsonl", "--out", "run", "--base", letters_folder, "--max-steps", 1)
     message, hint = fails(*words)
     assert message == "stopped by Ctrl-C after the last step; the adapter is kept as run/adapter"
@@ -104,6 +105,34 @@ def test_ctrl_c_in_a_comparison_is_one_line(fails, run_folder, monkeypatch):
 
     monkeypatch.setattr("scumble.compare.run.compare_in_bank", interrupted)
     assert fails("compare", run_folder, "--data", "good.jsonl")[0] == "stopped by Ctrl-C"
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])
+def test_stopped_by_whatever_it_is_gone_on_with(here, letters_folder, hidden, number):
+    words = ("train", "good.jsonl", "--base", letters_folder, "--epochs", 40, "--save-every", 7, "--out")
+    whole = start(*words, "whole", cwd=here)
+    process = start(*words, "run", cwd=here)
+    run = here / "run"
+    wait_for(process, lambda: any(run.glob("checkpoints/state-*")))
+    process.send_signal(number)
+    _, err = process.communicate(timeout=90)
+    if number == signal.SIGTERM:
+        assert process.returncode == 1
+        assert "error: stopped by SIGTERM after step " in err
+        assert "hint: go on with: scumble train good.jsonl --out run --resume" in err
+    else:
+        assert process.returncode == -signal.SIGKILL
+    again = start("train", "good.jsonl", "--out", "run", "--resume", cwd=here)
+    _, err = again.communicate(timeout=90)
+    assert again.returncode == 0, err
+    assert "the run in run goes on after step " in err
+    whole.communicate(timeout=90)
+    assert whole.returncode == 0
+    weights = [
+        (here / name / "adapter" / "adapter_model.safetensors").read_bytes() for name in ("run", "whole")
+    ]
+    assert weights[0] == weights[1]
+    assert hidden() == []
 
 
 # -- a full disk -----------------------------------------------------------------------------------
