@@ -14,6 +14,7 @@ from functools import partial
 from typing import Any
 from unittest import mock
 
+import pytest
 import torch
 from peft import PeftModel
 from torch import Tensor
@@ -92,6 +93,15 @@ class Pair:
         return total, {
             name: torch.zeros_like(p) if p.grad is None else p.grad.clone() for name, p in parameters.items()
         }
+
+
+@pytest.fixture(autouse=True)
+def one_thread() -> Iterator[None]:
+    """Tiny products on several threads cost many times what they do on one where the cores are busy."""
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
 
 
 def right_padded(examples: Sequence[Encoded]) -> dict[str, Tensor]:

@@ -7,7 +7,7 @@ than others of `tests.tiny`: at their spread of 0.3, PEFT in fp32 is up to 4e-5 
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from functools import cache
 from typing import Any
 from unittest import mock
@@ -24,8 +24,10 @@ from scumble.progress import Reporter
 from scumble.train.engine import Engine
 from scumble.train.subject import AdapterSubject
 from tests import tiny
-from tests.engine import EXACT, SLOT, Pair, off, right_padded, sharing, trees
+from tests.engine import EXACT, SLOT, Pair, off, one_thread, right_padded, sharing, trees
 from tests.trees import conversations, example, forest, forests
+
+__all__ = ["one_thread"]
 
 SHAPES = {"llama": tiny.tiny_llama, "qwen2": tiny.tiny_qwen2, "gemma": tiny.tiny_gemma}
 EVERYWHERE: Any = {"target_modules": "all-linear", "spread": 0.1}
@@ -39,14 +41,6 @@ def pair(family: str, dtype: torch.dtype) -> Pair:
         if dtype == torch.float32:
             made.against_fp64(SHAPES[family](dtype=torch.float64), **EVERYWHERE)
     return made
-
-
-@pytest.fixture(autouse=True)
-def _one_thread() -> Iterator[None]:
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
 
 
 def check(family: str, dtype: torch.dtype, examples: list[Encoded], **how: Any) -> float:

@@ -42,8 +42,10 @@ class Batch:
     @property
     def keep(self) -> int:
         """How many last positions the logits are needed for: from the first that predicts a supervised token."""
-        first = int((self.labels != IGNORED).any(dim=0).nonzero()[0])
-        return int(self.ids.shape[1]) - max(first - 1, 0)
+        predicted = (self.labels != IGNORED).any(dim=0).nonzero()
+        length = int(self.ids.shape[1])
+        first = int(predicted[0]) if len(predicted) else length
+        return length - max(first - 1, 0)
 
     def to(self, device: torch.device) -> Batch:
         """The same on another device."""
