@@ -93,10 +93,10 @@ def test_the_gradient_is_that_of_peft_over_many_forests(family: str, dtype: torc
 
     @settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
     @given(how=st.fixed_dictionaries(drawn(40, 60)))
-    def over(how: dict[str, Any]) -> None:
+    def each(how: dict[str, Any]) -> None:
         worst[0] = max(worst[0], check(family, dtype, **how))
 
-    over()
+    each()
     print(f"worst of {family} in {dtype}: {worst[0]:.1e}")
     assert worst[0] <= EXACT[dtype]
 
