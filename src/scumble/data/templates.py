@@ -254,8 +254,8 @@ class Template:
 
     @cached_property
     def names(self) -> dict[str, Any]:
-        """The special tokens that the template may name."""
-        return dict(self.tokenizer.special_tokens_map)
+        """The special tokens that the template names; each costs time at every rendering."""
+        return {name: token for name, token in self.tokenizer.special_tokens_map.items() if name in self.text}
 
 
 def load_template(

@@ -20,7 +20,7 @@ import xxhash
 from safetensors import SafetensorError
 from safetensors.numpy import load_file, save_file
 
-from scumble.data.encoding import Encoded, TrainOn, encode_each
+from scumble.data.encoding import Encoded, TrainOn, encode_each, encoding_processes
 from scumble.data.example import Example
 from scumble.data.templates import Template
 from scumble.errors import DataError
@@ -57,25 +57,41 @@ def encode_once(
     folder = Path(folder).expanduser()
     setting = _setting(tokenizer, template, train_on)
     rest, first = iter(examples), 0
-    while group := list(islice(rest, TOGETHER)):
-        path = folder / f"{_key(group, setting)}.safetensors"
-        kept = _read(path, group)
-        if kept is None:
-            errors: list[DataError] = []
+    processes = encoding_processes(tokenizer, train_on=train_on, template=template)
+    options = {"train_on": train_on, "template": template, "processes": processes}
+    try:
+        while group := list(islice(rest, TOGETHER)):
+            path = folder / f"{_key(group, setting)}.safetensors"
+            kept = _read(path, group)
+            if kept is None:
+                kept = _made(group, tokenizer, path, on_error, options)
+            for encoded in kept:
+                yield replace(encoded, number=encoded.number + first)
+            first += len(group)
+    finally:
+        processes.close()
 
-            def note(error: DataError, errors: list[DataError] = errors) -> None:
-                errors.append(error)
-                if on_error is None:
-                    raise error
-                on_error(error)
 
-            made = encode_each(group, tokenizer, train_on=train_on, template=template, on_error=note)
-            kept = list(made)
-            if not errors:
-                _write(path, kept)
-        for encoded in kept:
-            yield replace(encoded, number=encoded.number + first)
-        first += len(group)
+def _made(
+    group: Sequence[Example],
+    tokenizer: Any,
+    path: Path,
+    on_error: _OnError | None,
+    options: dict[str, Any],
+) -> list[Encoded]:
+    """A group encoded, and written where nothing is wrong with it."""
+    errors: list[DataError] = []
+
+    def note(error: DataError) -> None:
+        errors.append(error)
+        if on_error is None:
+            raise error
+        on_error(error)
+
+    made = list(encode_each(group, tokenizer, on_error=note, **options))
+    if not errors:
+        _write(path, made)
+    return made
 
 
 def _setting(tokenizer: Any, template: Template | None, train_on: TrainOn) -> bytes:
