@@ -13,6 +13,7 @@ if TYPE_CHECKING:
     from scumble.compare.run import compare
     from scumble.errors import ScumbleError
     from scumble.lab.bench_blend import bench_blend
+    from scumble.lab.bench_train import bench_train
     from scumble.lab.cron import cron_hardness
     from scumble.lab.demo import demo
     from scumble.lora.adapter import Adapter
@@ -36,6 +37,7 @@ __all__ = [
     "Run",
     "ScumbleError",
     "bench_blend",
+    "bench_train",
     "blend",
     "compare",
     "cron_hardness",
@@ -59,6 +61,7 @@ _HOMES = {
     "Run": ("scumble.train.run", "Run"),
     "ScumbleError": ("scumble.errors", "ScumbleError"),
     "bench_blend": ("scumble.lab.bench_blend", "bench_blend"),
+    "bench_train": ("scumble.lab.bench_train", "bench_train"),
     "blend": ("scumble.manage.blend", "blend"),
     "compare": ("scumble.compare.run", "compare"),
     "cron_hardness": ("scumble.lab.cron", "cron_hardness"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +17,7 @@ from scumble.lab import train_worker
 from scumble.lab.bench_train import bench_train
 from scumble.lab.docstrings import chats, shuffled
 from scumble.lab.train_job import TrainJob
-from scumble.lab.train_material import prepare
+from scumble.lab.train_material import Wanted, prepare
 from scumble.lab.train_roof import Work, roof
 from scumble.lab.train_systems import SYSTEMS, Layout, Trained, load_system
 from scumble.lab.train_worker import Served, Worker, _commands
@@ -38,17 +38,18 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def job_of(folder: Path, tmp_path: Path, *, steps: int = 2, system_prompt: int = 0) -> TrainJob:
-    job, *_ = prepare(
-        tmp_path,
-        base=str(folder / "base"),
-        data=folder / "chats.jsonl",
-        system_prompt=system_prompt,
-        examples=EIGHT,
+    wanted = Wanted(
         steps=steps,
+        rounds=1,
+        data=folder / "chats.jsonl",
+        base=str(folder / "base"),
+        system_prompt=system_prompt,
         dropout=0.0,
         seed=0,
+        examples=EIGHT,
+        batch=4,
     )
-    return job
+    return prepare(tmp_path, wanted).job
 
 
 def trained(name: str, job: TrainJob, out: Path, layout: Layout | None = None) -> Trained:
@@ -140,7 +141,14 @@ def test_a_system_prompt_stands_before_every_example(folder: Path, tmp_path: Pat
 def test_too_few_chats_and_numbers_out_of_range_are_refused(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(DataError, match="has 8 chats of at most 2048 tokens, and 16 are needed"):
         bench_train(base=str(folder / "base"), data=folder / "chats.jsonl", quiet=True)
-    for wrong in ({"steps": 0}, {"rounds": 0}, {"examples": 12}, {"dropout": 1.0}, {"systems": []}):
+    for wrong in (
+        {"steps": 0},
+        {"rounds": 0},
+        {"examples": 12},
+        {"batch": 3},
+        {"dropout": 1.0},
+        {"systems": []},
+    ):
         with pytest.raises(ConfigError):
             bench_train(**wrong, quiet=True)  # type: ignore[arg-type]
     with pytest.raises(ConfigError, match="systems is unsloth"):
@@ -188,6 +196,9 @@ class Here:
 def test_all_of_it(folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(bench, "Worker", Here)
     monkeypatch.setattr(train_worker, "resident_bytes", lambda: 1)
+    monkeypatch.setattr(bench, "_thread_counts", lambda: [1])
+    first = lambda self, threads: {"layout": asdict(self.system.layouts[0]), "tried": []}  # noqa: E731
+    monkeypatch.setattr(Served, "choose_layout", first)  # the search has a test of its own
     monkeypatch.setattr("scumble.lab.train_roof.ROWS", (16,))
     threads = torch.get_num_threads()
     try:

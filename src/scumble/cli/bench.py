@@ -43,6 +43,9 @@ def train(
         float, typer.Option(help="Of every system; above 0, Scumble shares no beginnings.")
     ] = 0.05,
     examples: Annotated[int, typer.Option(help="In an optimizer step, a multiple of 8.")] = 16,
+    batch: Annotated[
+        int, typer.Option(help="Examples in a micro-batch of Scumble; the script has 4, TRL 8 or its best.")
+    ] = 4,
     systems: Annotated[
         str, typer.Option(help="Which of them, with commas between.")
     ] = "script,trl,trl_best,scumble",
@@ -64,6 +67,7 @@ def train(
         seed=seed,
         systems=[name.strip() for name in systems.split(",") if name.strip()],
         examples=examples,
+        batch=batch,
         plot=plot,
     )
     output.show(found, as_json, lambda: _training(found))
@@ -90,7 +94,7 @@ def _training(found: TrainBench) -> None:
         shown = f"{share.median:.0%} ({share.lowest:.0%} to {share.highest:.0%})"
         print(
             f"{each.title:27}{each.tokens_per_second:10.1f}{shown:>20}{size(each.above_bytes):>10}"
-            f"{size(each.peak_bytes):>10}{each.loss:9.4f}  {each.threads} threads, {each.layout}"
+            f"{size(each.peak_bytes):>10}{each.loss:9.4f}  {each.threads} thread{'s' * (each.threads > 1)}, {each.layout}"
         )
     print(f"{'before training':77}{found.start_loss:9.4f}")
     print()

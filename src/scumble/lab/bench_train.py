@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import importlib.metadata
 import importlib.util
-import itertools
 import os
 import platform
 import statistics
@@ -22,7 +21,8 @@ from typing import Any
 
 from scumble.errors import ConfigError
 from scumble.lab.train_job import TrainJob
-from scumble.lab.train_material import Sample, prepare
+from scumble.lab.train_material import Material, Sample, Wanted, prepare
+from scumble.lab.train_plot import draw
 from scumble.lab.train_roof import Work
 from scumble.lab.train_systems import NEEDS, SYSTEMS, TITLES, Layout
 from scumble.lab.train_worker import Worker
@@ -141,6 +141,7 @@ def bench_train(
     seed: int = 0,
     systems: Sequence[str] = tuple(SYSTEMS),
     examples: int = 16,
+    batch: int = 4,
     plot: str | Path | None = None,
     quiet: bool = False,
 ) -> TrainBench:
@@ -156,6 +157,7 @@ def bench_train(
         seed: of the adapter, the order within a step, and dropout.
         systems: which of `script`, `trl`, `trl_best` and `scumble`.
         examples: in an optimizer step, a multiple of 8.
+        batch: examples in a micro-batch of Scumble; the script has 4, TRL 8 or its best.
         plot: SVG file to write.
         quiet: say nothing on stderr.
 
@@ -164,57 +166,52 @@ def bench_train(
         DataError: the data have too few examples.
         TrainingError: a system's process failed; it says with what.
     """
-    _check(steps, rounds, system_prompt, dropout, examples, systems)
-    reporter = Reporter(quiet=quiet)
+    wanted = Wanted(
+        steps=steps,
+        rounds=rounds,
+        data=data,
+        base=base,
+        system_prompt=system_prompt,
+        dropout=dropout,
+        seed=seed,
+        examples=examples,
+        batch=batch,
+    )
+    wanted.check()
+    unknown = [name for name in systems if name not in SYSTEMS]
+    if unknown or not systems:
+        raise ConfigError(f"systems is {', '.join(systems) or 'empty'}", f"there are {', '.join(SYSTEMS)}")
+    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
+        result = _measured(Path(place), wanted, systems, stack, Reporter(quiet=quiet))
+    if plot is not None:
+        draw(result, Path(plot))
+    return result
+
+
+def _measured(
+    folder: Path, wanted: Wanted, systems: Sequence[str], stack: contextlib.ExitStack, reporter: Reporter
+) -> TrainBench:
     absent = {
         name: f"{NEEDS[name]} is not installed"
         for name in systems
         if name in NEEDS and importlib.util.find_spec(NEEDS[name]) is None
     }
-    names = [name for name in systems if name not in absent]
-    before = _load()
-    with tempfile.TemporaryDirectory() as place, contextlib.ExitStack() as stack:
-        folder = Path(place)
-        job, sample, shapes, work = prepare(
-            folder,
-            base=base,
-            data=data,
-            system_prompt=system_prompt,
-            examples=examples,
-            steps=steps,
-            dropout=dropout,
-            seed=seed,
-        )
-        reporter.note(str(sample))
-        file = job.write(folder / "job.json")
-        entries = {name: _chosen(name, file, folder, reporter) for name in names}
-        speeds = _rounds(entries, file, folder, shapes, rounds, stack, reporter)
-        judged = [str(job.start), *(entry.rounds[-1]["adapter"] for entry in entries.values())]
-        with _worker("judge", file, folder) as judge:
-            start, *losses = judge.ask("losses", adapters=judged)
+    load = _load()
+    material = prepare(folder, wanted)
+    reporter.note(str(material.sample))
+    file = material.job.write(folder / "job.json")
+    chosen = {name: _chosen(name, file, folder, reporter) for name in systems if name not in absent}
+    entries = {name: _started(name, each, file, folder, stack) for name, each in chosen.items()}
+    roof = stack.enter_context(_worker("roof", file, folder))
+    speeds = _rounds(entries, roof, material, folder, wanted.rounds, reporter)
+    judged = [material.job.start, *(entry.rounds[-1]["adapter"] for entry in entries.values())]
+    with _worker("judge", file, folder) as judge:
+        start, *losses = judge.ask("losses", adapters=judged)
     found = [
-        _contestant(name, entry, job, loss)
+        _contestant(name, entry, material.job, loss)
         for (name, entry), loss in zip(entries.items(), losses, strict=True)
     ]
-    result = _result(found, speeds, work, sample, start, job, (before, _load()), absent)
-    if plot is not None:
-        from scumble.lab.train_plot import draw
-
-        draw(result, Path(plot))
-    return result
-
-
-def _check(
-    steps: int, rounds: int, system_prompt: int, dropout: float, examples: int, systems: Sequence[str]
-) -> None:
-    if min(steps, rounds) < 1 or system_prompt < 0 or not 0 <= dropout < 1 or examples < 8 or examples % 8:
-        raise ConfigError(
-            "steps and rounds are 1 at least, the system prompt 0 at least, dropout below 1, examples a multiple of 8",
-            f"they were {steps}, {rounds}, {system_prompt}, {dropout} and {examples}",
-        )
-    unknown = [name for name in systems if name not in SYSTEMS]
-    if unknown or not systems:
-        raise ConfigError(f"systems is {', '.join(systems) or 'empty'}", f"there are {', '.join(SYSTEMS)}")
+    return _result(found, speeds, material, start, (load, _load()), absent)
 
 
 @contextlib.contextmanager
@@ -226,50 +223,48 @@ def _worker(name: str, file: Path, folder: Path) -> Iterator[Worker]:
         worker.close()
 
 
-def _chosen(name: str, file: Path, folder: Path, reporter: Reporter) -> _Entry:
-    """Find a system's best number of threads and its best layout, in a process that ends afterwards.
+def _chosen(name: str, file: Path, folder: Path, reporter: Reporter) -> dict[str, Any]:
+    """A system's best number of threads and its best layout, found in a process that ends afterwards.
 
     What the search used stays with that process, and counts in no figure of memory.
     """
-    cores = available_cores()
-    candidates = list(dict.fromkeys(max(1, cores // 2**k) for k in range(MOST_THREADS)))
     with _worker(name, file, folder) as scout:
         scout.ask("load")
-        threads = scout.ask("choose_threads", candidates=candidates)
+        threads = scout.ask("choose_threads", candidates=_thread_counts())
         layout = scout.ask("choose_layout", threads=threads["threads"])
-    chosen = Layout(**layout["layout"])
+    reporter.note(f"{TITLES[name]}: {_threads(threads['threads'])}, {Layout(**layout['layout'])}")
     tried = {"threads": threads["seconds"], "layouts": layout["tried"]}
-    reporter.note(f"{TITLES[name]}: {threads['threads']} threads, {chosen}")
-    return _Entry(Worker(name, file, folder / f"{name}.log"), threads["threads"], layout["layout"], tried)
+    return {"threads": threads["threads"], "layout": layout["layout"], "tried": tried}
+
+
+def _started(
+    name: str, chosen: dict[str, Any], file: Path, folder: Path, stack: contextlib.ExitStack
+) -> _Entry:
+    worker = stack.enter_context(_worker(name, file, folder))
+    resident = worker.ask("load")["resident"]
+    worker.ask("warm", threads=chosen["threads"], layout=chosen["layout"])
+    return _Entry(worker, **chosen, resident=resident)
 
 
 def _rounds(
     entries: Mapping[str, _Entry],
-    file: Path,
+    roof: Worker,
+    material: Material,
     folder: Path,
-    shapes: Sequence[tuple[int, int]],
     rounds: int,
-    stack: contextlib.ExitStack,
     reporter: Reporter,
 ) -> list[float]:
     """All rounds; the best speed of products of each."""
-    for entry in entries.values():
-        stack.callback(entry.worker.close)
-        entry.resident = entry.worker.ask("load")["resident"]
-        entry.worker.ask("warm", threads=entry.threads, layout=entry.layout)
-    cores = available_cores()
-    candidates = list(dict.fromkeys(max(1, cores // 2**k) for k in range(MOST_THREADS)))
-    roof = stack.enter_context(_worker("roof", file, folder))
     speeds = []
     with reporter.bar("rounds", rounds * len(entries)):
         for number in range(rounds):
             best = 0.0
             # who comes first changes, so that a machine that slows down does not always slow the same one
             names = list(entries)
-            for name in itertools.islice(
-                itertools.cycle(names), number % len(names), number % len(names) + len(names)
-            ):
-                best = max(best, roof.ask("roof", shapes=list(shapes), threads=candidates)["operations"])
+            first = number % len(names)
+            for name in names[first:] + names[:first]:
+                products = roof.ask("roof", shapes=material.shapes, threads=_thread_counts())
+                best = max(best, products["operations"])
                 entry = entries[name]
                 out = folder / f"{name}-{number}"
                 entry.rounds.append(entry.worker.ask("round", layout=entry.layout, out=str(out)))
@@ -299,13 +294,12 @@ def _contestant(name: str, entry: _Entry, job: TrainJob, loss: float) -> Contest
 def _result(
     found: Sequence[Contestant],
     speeds: Sequence[float],
-    work: Work,
-    sample: Sample,
+    material: Material,
     start: float,
-    job: TrainJob,
     load: tuple[float, float],
     absent: dict[str, str],
 ) -> TrainBench:
+    work, job = material.work, material.job
     ours = next((each for each in found if each.name == "scumble"), None)
     others = [each for each in found if ours is not None and each is not ours]
     ratios, memory = {}, {}
@@ -333,7 +327,7 @@ def _result(
         roof=best,
         roof_tokens=best.median / work.operations,
         work=work,
-        sample=sample,
+        sample=material.sample,
         start_loss=start,
         steps=job.steps,
         dropout=job.dropout,
@@ -341,6 +335,15 @@ def _result(
         versions=versions,
         absent=absent,
     )
+
+
+def _thread_counts() -> list[int]:
+    """All cores, half of them, a quarter."""
+    return list(dict.fromkeys(max(1, available_cores() // 2**k) for k in range(MOST_THREADS)))
+
+
+def _threads(number: int) -> str:
+    return f"{number} thread{'s' * (number > 1)}"
 
 
 def _load() -> float:

@@ -27,7 +27,7 @@ class TrainJob:
         ids: token ids of each example of an optimizer step.
         labels: the token id where it has a loss, else -100.
         steps: optimizer steps in a round; each sees all examples.
-        batch: examples in a micro-batch, for the systems that do not search for theirs.
+        batch: examples in a micro-batch of Scumble; the others have their own.
         learning_rate: the same in all steps.
         rank, alpha, dropout: of the adapter, on q, k, v and o.
         seed: of the adapter, of the order within a step, and of dropout.

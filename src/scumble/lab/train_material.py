@@ -14,7 +14,7 @@ from typing import Any
 
 from scumble.data.encoding import Encoded, encode
 from scumble.data.examples import iter_examples
-from scumble.errors import DataError, NotSupportedError
+from scumble.errors import ConfigError, DataError, NotSupportedError
 from scumble.lab.docstrings import chats, shuffled, standard_library
 from scumble.lab.train_job import TrainJob
 from scumble.lab.train_roof import Work
@@ -26,6 +26,7 @@ from scumble.models.threads import Shape, layer_shapes
 CHOICE = 97  # of the chats; the sample is much like the one that the first measurements were made on
 LONGEST = 512  # tokens of a docstring chat, before a system prompt
 MAX_LENGTH = 2048
+RANK, ALPHA = 16, 32.0  # the lesson's, on q, k, v and o
 
 
 @dataclass(frozen=True)
@@ -60,55 +61,90 @@ class Sample:
         )
 
 
-def prepare(
-    folder: Path,
-    *,
-    base: str | None,
-    data: str | Path | None,
-    system_prompt: int,
-    examples: int,
-    steps: int,
-    dropout: float,
-    seed: int,
-) -> tuple[TrainJob, Sample, list[Shape], Work]:
-    """Choose the examples, and write the adapter that all begin with.
+@dataclass(frozen=True)
+class Wanted:
+    """What is to be measured; the arguments of `bench_train`, where each is explained."""
 
-    Returns:
-        The job; what its examples are; the shapes of the model's linear layers; and what a token costs.
+    steps: int
+    rounds: int
+    data: str | Path | None
+    base: str | None
+    system_prompt: int
+    dropout: float
+    seed: int
+    examples: int
+    batch: int
+
+    def check(self) -> None:
+        """Refuse numbers that are out of their ranges.
+
+        Raises:
+            ConfigError: one is.
+        """
+        if min(self.steps, self.rounds) < 1 or self.system_prompt < 0 or not 0 <= self.dropout < 1:
+            raise ConfigError(
+                f"steps, rounds, system prompt and dropout are {self.steps}, {self.rounds}, {self.system_prompt} "
+                f"and {self.dropout:g}",
+                "steps and rounds are 1 at least, the system prompt 0 at least, and dropout below 1",
+            )
+        if self.examples < 8 or self.examples % 8 or self.batch < 1 or self.examples % self.batch:
+            raise ConfigError(
+                f"examples are {self.examples}, and {self.batch} in a micro-batch",
+                "give a multiple of 8, in micro-batches of one size",
+            )
+
+
+@dataclass(frozen=True)
+class Material:
+    """What the systems are given, and what is known of it.
+
+    Attributes:
+        job: see there.
+        sample: the statistics of its examples.
+        shapes: (out, in) of the model's linear layers, the head left out, each as often as it occurs.
+        work: what a token costs.
+    """
+
+    job: TrainJob
+    sample: Sample
+    shapes: list[Shape]
+    work: Work
+
+
+def prepare(folder: Path, wanted: Wanted) -> Material:
+    """Choose the examples, and write the adapter that all begin with into `folder`.
 
     Raises:
         DataError: there are too few examples.
         NotSupportedError: the base has no linear layers as weights are counted here.
     """
-    loaded = load_base(base, dtype="fp32", device="cpu")
-    tokenizer: Any = loaded.tokenizer
-    text = _system_text(tokenizer, system_prompt) if system_prompt else ""
-    rows, encoded, source = _examples(loaded, data, text, examples)
-    spec = LoraSpec(16, 32.0, "standard", dropout)
-    bank = Bank(loaded)
-    bank.trainable("start", spec, seed=seed)
+    base = load_base(wanted.base, dtype="fp32", device="cpu")
+    model: Any = base.model
+    shapes, head = layer_shapes(model, "train"), model.get_output_embeddings()
+    if not shapes or head is None:
+        raise NotSupportedError(
+            f"{base.name} has no linear layers, or no head", "measure a causal model such as a Llama"
+        )
+    tokenizer: Any = base.tokenizer
+    text = _system_text(tokenizer, wanted.system_prompt) if wanted.system_prompt else ""
+    rows, encoded, source = _examples(base, wanted.data, text, wanted.examples)
+    bank = Bank(base)
+    bank.trainable("start", LoraSpec(RANK, ALPHA, "standard", wanted.dropout), seed=wanted.seed)
     bank.save("start", folder / "start")
     bank.close()
     job = TrainJob(
-        base=base,
+        base=wanted.base,
         start=str(folder / "start"),
         chats=tuple(rows),
         ids=tuple(each.ids for each in encoded),
-        labels=tuple(
-            tuple(token if wanted else -100 for token, wanted in zip(each.ids, each.supervised, strict=True))
-            for each in encoded
-        ),
-        steps=steps,
-        dropout=dropout,
-        seed=seed,
+        labels=tuple(_labels(each) for each in encoded),
+        steps=wanted.steps,
+        batch=wanted.batch,
+        rank=RANK,
+        alpha=ALPHA,
+        dropout=wanted.dropout,
+        seed=wanted.seed,
     )
-    shapes = layer_shapes(loaded.model, "train")
-    model: Any = loaded.model
-    head = model.get_output_embeddings()
-    if not shapes or head is None:
-        raise NotSupportedError(
-            f"{loaded.name} has no linear layers, or no head", "measure a causal model such as a Llama"
-        )
     work = Work(
         weights=sum(out * inner for out, inner in shapes),
         head=int(head.weight.numel()),
@@ -125,7 +161,12 @@ def prepare(
         system_prompt=len(tokenizer(text, add_special_tokens=False)["input_ids"]) if text else 0,
         shared=1 - work.distinct,
     )
-    return job, sample, shapes, work
+    return Material(job, sample, shapes, work)
+
+
+def _labels(encoded: Encoded) -> tuple[int, ...]:
+    pairs = zip(encoded.ids, encoded.supervised, strict=True)
+    return tuple(token if wanted else -100 for token, wanted in pairs)
 
 
 def _examples(
@@ -171,15 +212,15 @@ def _prompted(messages: Sequence[dict[str, Any]], text: str) -> list[dict[str, A
 
 
 def _system_text(tokenizer: Any, tokens: int) -> str:
-    """English of so many tokens, or a few less: what the standard library says about itself, one word after the other."""
+    """English of so many tokens, or one or two less: what modules of the standard library say about themselves."""
     words: list[str] = []
-    for row in shuffled(chats(standard_library()), CHOICE + 1):
+    for row in chats(standard_library() / "asyncio"):
         words.extend(row["messages"][1]["content"].split())
-        if len(words) >= tokens:  # a word has one token at least
-            break
     low, high = 0, len(words)
     while low < high:
         middle = (low + high + 1) // 2
         ids = tokenizer(" ".join(words[:middle]), add_special_tokens=False)["input_ids"]
         low, high = (middle, high) if len(ids) <= tokens else (low, middle - 1)
+    if low == len(words):
+        raise ConfigError(f"the system prompt is {tokens} tokens", f"it can have {low} at most")
     return " ".join(words[:low])

@@ -30,6 +30,7 @@ from scumble.lab.train_job import TrainJob
 from scumble.models.base import Base, load_base
 from scumble.train.run import train
 
+LESSON_BATCH = 4  # in a micro-batch of the lesson's script
 TRL_BATCH = 8  # what transformers' TrainingArguments have
 
 
@@ -85,7 +86,7 @@ class _Hugging:
 
     def __init__(self, base: Base, job: TrainJob) -> None:
         self.base, self.first = base, job
-        self.layouts: tuple[Layout, ...] = (Layout(job.batch),)
+        self.layouts: tuple[Layout, ...] = (Layout(LESSON_BATCH),)
 
     def ready(self) -> None:
         """Import the library, and wrap the base."""

@@ -216,7 +216,7 @@ class Served:
         from dataclasses import replace
 
         first = self.system.layouts[0]
-        return replace(first, batch=min(self.job.batch, examples))
+        return replace(first, batch=min(first.batch, examples))
 
 
 def resident_bytes() -> int:
