@@ -7,9 +7,11 @@ from typing import Any
 
 import pytest
 
+from scumble.data import templates
 from scumble.data.templates import Template, common, load_template
 from scumble.errors import DataError, MissingFileError
 from tests.bases import CHATML, END, START, letters_tokenizer
+from tests.data.trl_templates import NAMES, loaded, said, system, user
 
 USER = {"role": "user", "content": "hi"}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"city": "Paris"}}}
@@ -107,3 +109,45 @@ def test_a_template_that_refuses_says_why_and_where() -> None:
     with pytest.raises(DataError, match="line 7: the chat template refuses it: no system") as caught:
         template("{{ raise_exception('no system') }}").render([USER], "line 7")
     assert caught.value.kind == "template_refuses"
+
+
+@pytest.mark.parametrize("generation", [False, True])
+def test_the_compiled_program_writes_what_transformers_writes(
+    generation: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    chats = [
+        [user("<b>&amp;\n"), said("yes"), user(" "), said("")],
+        [system(), user("é")],
+        [said("I begin")],
+        [],
+    ]
+
+    def texts() -> list[str]:
+        found = []
+        for name in NAMES:
+            fresh = Template(loaded(name)[1].text, name, loaded(name)[1].tokenizer)
+            for chat in chats:
+                try:
+                    found.append(fresh.render(chat, "here", generation=generation))
+                except DataError as error:
+                    found.append(str(error))
+        return found
+
+    assert templates._compiled is not None
+    directly = texts()
+    monkeypatch.setattr(templates, "_compiled", None)
+    assert directly == texts()
+    assert sum("refuses" not in text for text in directly) > 150
+
+
+def test_what_is_no_plain_text_goes_the_guarded_way() -> None:
+    class Odd(str):
+        def evil(self) -> str:
+            return "called"
+
+    seen = template("{{ messages[0]['content'].evil() }}")
+    with pytest.raises(DataError, match="no attribute 'evil'"):
+        seen.render([{"role": "user", "content": Odd("words")}], "here")
+    changing = template("{{ messages.append(1) }}")
+    with pytest.raises(DataError, match=r"not safely callable|unsafe"):
+        changing.render([USER], "here")

@@ -16,6 +16,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
 from scumble.errors import DataError, MissingFileError
@@ -25,6 +26,8 @@ Spans = list[tuple[int, int]]
 
 _MARK = re.compile(r"\{%[-+]?\s*generation\s*[-+]?%\}")
 _ENDMARK = re.compile(r"\{%[-+]?\s*endgeneration\s*[-+]?%\}")
+# the compiled program in its sandbox, kept by transformers; where a later version has it not, nothing changes but time
+_compiled: Any = getattr(chat_template_utils, "_compile_jinja_template", None)
 # words that no template writes by itself
 _ASKED = {"role": "user", "content": "qzwkone"}
 _SAID = {"role": "assistant", "content": "qzwktwo"}
@@ -235,6 +238,15 @@ class Template:
         marked: bool = False,
     ) -> tuple[str, Spans]:
         try:
+            if self._directly and not tools and not marked and _plain(messages):
+                # half of the time that the function below takes goes into copies that make objects harmless
+                return _compiled(self.text).render(
+                    messages=messages,
+                    tools=None,
+                    documents=None,
+                    add_generation_prompt=generation,
+                    **self.names,
+                ), []
             found: Any = render_jinja_template(
                 conversations=[messages],
                 tools=list(tools) if tools else None,
@@ -251,6 +263,11 @@ class Template:
             ) from error
         texts, spans = found
         return texts[0], spans[0] if marked else []
+
+    @cached_property
+    def _directly(self) -> bool:
+        """Whether the compiled program can be called: what it is given beside messages is text only."""
+        return _compiled is not None and all(type(token) is str for token in self.names.values())
 
     @cached_property
     def names(self) -> dict[str, Any]:
@@ -315,6 +332,16 @@ def common(one: str, other: str) -> int:
         middle = (low + high + 1) // 2
         low, high = (middle, high) if one[low:middle] == other[low:middle] else (low, middle - 1)
     return low
+
+
+def _plain(messages: list[Message]) -> bool:
+    """Whether they hold texts only, a role and a content each, and so nothing that a template could misuse."""
+    for message in messages:
+        if type(message) is not dict or len(message) != 2:
+            return False
+        if type(message.get("role")) is not str or type(message.get("content")) is not str:
+            return False
+    return True
 
 
 def _tool(content: str) -> Message:
