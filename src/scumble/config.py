@@ -128,7 +128,14 @@ class TrainOptions(DataOptions, LoraOptions):
         "linear", description="How the rate falls after the warm-up"
     )
     warmup: int | None = Field(None, ge=0, description="Steps of warm-up, at most a tenth of the run")
-    weight_decay: float = Field(0.0, ge=0, allow_inf_nan=False, description="Decay of A and B, as in AdamW")
+    weight_decay: float = Field(
+        0.0, ge=0, allow_inf_nan=False, description="Decay of A, or of whole matrices, as in AdamW"
+    )
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
+        "adamw", description="AdamW of torch, or one of bitsandbytes"
+    )
+    lora_plus: float | None = Field(None, gt=0, allow_inf_nan=False, description="Rate of B over that of A")
+    rates: dict[str, float] = Field({}, description="Highest rates of single modules, by parts of their names")
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; inf for none")
     max_length: int = Field(2048, ge=2, description="Tokens of the longest example")
     eval: str | float | None = Field(None, description="A file, a share such as 0.1, or 0 for none")
@@ -147,6 +154,9 @@ class TrainOptions(DataOptions, LoraOptions):
         None, ge=1, description="Steps from one checkpoint to the next, besides those at evaluations"
     )
     seed: int = Field(0, ge=0, le=_SEEDS, description="Decides A, the order of the data, and dropout")
+    gradient_checkpointing: Literal["auto", "none", "all"] = Field(
+        "auto", description="Layers computed twice to save memory: as many as it takes, none or all"
+    )
     dtype: Literal["fp32", "bf16", "fp16", "auto"] | None = Field(
         None, description="Type of the base's weights"
     )
@@ -159,6 +169,22 @@ class TrainOptions(DataOptions, LoraOptions):
             what, instead = ELSEWHERE[value.lower()]
             raise NotSupportedError(f"--method {value}: {what}", instead)
         return value
+
+    @field_validator("rates", mode="before")
+    @classmethod
+    def _rates_by_name(cls, value: Any) -> Any:
+        if isinstance(value, str):
+            pairs = [each.rpartition("=") for each in value.split(",")]
+            value = {name.strip(): rate for name, _, rate in pairs}
+        if not isinstance(value, Mapping):
+            raise ValueError("must be rates by name, such as q_proj=1e-4,mlp=5e-5")
+        try:
+            read = {name: float(rate) for name, rate in value.items()}
+        except (TypeError, ValueError):
+            raise ValueError("must be rates by name, such as q_proj=1e-4,mlp=5e-5") from None
+        if not all(name and isinstance(name, str) and 0 < rate <= 1e37 for name, rate in read.items()):
+            raise ValueError("must be names, each with a rate above 0")
+        return read
 
     @field_validator("eval_every")
     @classmethod

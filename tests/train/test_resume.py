@@ -118,11 +118,11 @@ def test_a_recorded_number_of_threads_is_used_again(
             train(tmp_path / "run")
     used: list[int] = []
     break_loss(monkeypatch, 10**9, used)
-    from scumble.train import loop
+    from scumble.train import engine
 
-    true = loop.loss_sum
+    true = engine.loss_sum
     monkeypatch.setattr(
-        loop, "loss_sum", lambda *args: (used.append(torch.get_num_threads()), true(*args))[1]
+        engine, "loss_sum", lambda *args: (used.append(torch.get_num_threads()), true(*args))[1]
     )
     monkeypatch.setenv("SCUMBLE_THREADS", "1")
     train(tmp_path / "run", resume=True, quiet=False)

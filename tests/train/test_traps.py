@@ -20,9 +20,12 @@ from scumble.config import TrainOptions, make
 from scumble.data.batches import IGNORED, collate
 from scumble.data.encoding import encode_all
 from scumble.data.examples import read_examples
+from scumble.data.packing import micro_batches, pack
 from scumble.errors import ConfigError
 from scumble.lora.adapter import WEIGHTS_NAME, Adapter
 from scumble.models.base import Base
+from scumble.models.packable import ways_of
+from scumble.train import engine
 from scumble.train.material import read_material
 from scumble.train.run import Run
 from tests.bases import (
@@ -57,20 +60,39 @@ def steps(run: Run) -> list[dict[str, Any]]:
 
 @contextmanager
 def seen_by(model: torch.nn.Module) -> Iterator[list[list[int]]]:
-    """The rows of token ids that the model is handed, padding left out."""
-    rows: list[list[int]] = []
+    """The examples that the model is handed, as token ids; without those it is tried on before training."""
+    ways_of(model)
+    found: list[list[int]] = []
 
-    def note(module: Any, args: Any, kwargs: Any) -> None:
+    def generating(module: Any, args: Any, kwargs: Any) -> None:
         ids, mask = kwargs["input_ids"], kwargs.get("attention_mask")
         for row, kept in zip(ids, torch.ones_like(ids) if mask is None else mask, strict=True):
             # while answering the mask covers the whole conversation, and the ids are the newest
-            rows.append(row[kept[-len(row) :].bool()].tolist())
+            found.append(row[kept[-len(row) :].bool()].tolist())
 
-    handle = model.register_forward_pre_hook(note, with_kwargs=True)
-    try:
-        yield rows
-    finally:
-        handle.remove()
+    def training(module: Any, args: Any, kwargs: Any) -> None:
+        if kwargs.get("attention_mask") is not None or kwargs.get("use_cache") is not False:
+            return
+        # end to end: where a token's place is not one further, an example has ended, and what follows goes on after
+        # the beginning that it shares with it
+        row: list[int] = []
+        for token, place in zip(
+            kwargs["input_ids"][0].tolist(), kwargs["position_ids"][0].tolist(), strict=True
+        ):
+            if place < len(row):
+                found.append(row)
+            row = [*row[:place], token]
+        found.append(row)
+
+    hooks = [
+        model.register_forward_pre_hook(generating, with_kwargs=True),
+        model.base_model.register_forward_pre_hook(training, with_kwargs=True),
+    ]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "measure_need", lambda *args: None)
+        yield found
+    for hook in hooks:
+        hook.remove()
 
 
 def test_no_collator_for_sequences_of_different_length(tmp_path: Path) -> None:
@@ -183,20 +205,28 @@ def test_the_loss_covers_the_whole_conversation() -> None:
     batch = collate(encoded(data))
     learnt = [tokenizer.decode(row[row != IGNORED]) for row in batch.labels]
     assert learnt == [f"answer{END}more{END}", f"ok{END}"]
-    # in training, logits get a gradient exactly where the next token is the model's to write
-    trainer = make_trainer(None, encoded(data), [])
-    logits: list[torch.Tensor] = []
-    handle = trainer.subject.model.register_forward_hook(
-        lambda module, args, out: (out.logits.retain_grad(), logits.append(out.logits))[0]
+    # in training, what logits are made of gets a gradient exactly where the next token is the model's to write
+    examples = encoded(data)
+    trainer = make_trainer(None, examples, [])
+    ways_of(trainer.subject.model)
+    seen: list[torch.Tensor] = []
+    hook = trainer.subject.model.base_model.register_forward_hook(
+        lambda module, args, out: (
+            seen.append(out.last_hidden_state) or out.last_hidden_state.retain_grad()
+            if out.last_hidden_state.requires_grad
+            else None
+        )
     )
-    only_gradients(trainer)
-    handle.remove()
-    gradient = logits[0].grad
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine, "measure_need", lambda *args: None)
+        only_gradients(trainer)
+    hook.remove()
+    laid = pack(micro_batches(examples, 4, share=True)[0], share=True)
+    assert sorted(laid.labels.tolist()) == sorted(batch.labels[batch.labels != IGNORED].tolist())
+    gradient = seen[0].grad
     assert gradient is not None
-    labels = collate(sorted(encoded(data), key=lambda e: len(e.ids))).labels[:, -gradient.shape[1] :]
-    moved = gradient.abs().sum(dim=-1) > 0
-    assert moved[:, :-1].equal(labels[:, 1:] != IGNORED)
-    assert not moved[:, -1].any()
+    moved = gradient[0].abs().sum(dim=-1) > 0
+    assert moved.nonzero().flatten().tolist() == sorted(set(laid.rows.tolist()))
 
 
 def test_the_validation_split_of_a_single_file(tmp_path: Path) -> None:

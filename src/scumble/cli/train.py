@@ -57,7 +57,18 @@ def run(
     warmup: Annotated[
         int | None, typer.Option(help="Steps of warm-up, at most a tenth of the run. [100]")
     ] = None,
-    weight_decay: Annotated[float | None, typer.Option(help="Decay of the adapter. [0]")] = None,
+    weight_decay: Annotated[
+        float | None, typer.Option(help="Decay of A (with --method full of matrices), not of B. [0]")
+    ] = None,
+    optimizer: Annotated[
+        str | None, typer.Option(help="adamw, adamw8bit, paged_adamw or paged_adamw8bit. [adamw]")
+    ] = None,
+    lora_plus: Annotated[
+        float | None, typer.Option(help="Rate of B over that of A (LoRA+); 16 is usual. [1]")
+    ] = None,
+    rates: Annotated[
+        str | None, typer.Option(help="Rates of single modules, such as q_proj=1e-4,mlp=5e-5.")
+    ] = None,
     clip: Annotated[float | None, typer.Option(help="Largest norm of the gradient. [1]")] = None,
     max_length: Annotated[
         int | None, typer.Option(help="Longer examples are left out, and named. [2048]")
@@ -91,6 +102,9 @@ def run(
     seed: Annotated[
         int | None, typer.Option(help="Decides A, the order of the data, and dropout. [0]")
     ] = None,
+    gradient_checkpointing: Annotated[
+        str | None, typer.Option(help="Layers computed twice to save memory: auto, none or all. [auto]")
+    ] = None,
     dtype: Annotated[str | None, typer.Option(help="fp32, bf16, fp16 or auto, of the base.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or mps.")] = None,
     resume: Annotated[
@@ -100,7 +114,7 @@ def run(
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
 ) -> None:
-    """Train one adapter; RUN/adapter is the best checkpoint, in the PEFT format."""
+    """Train one adapter; RUN/adapter is the best checkpoint, in the PEFT format (with --method full RUN/model)."""
     options = {
         name: value
         for name, value in locals().items()
@@ -120,7 +134,7 @@ def run(
         print(
             f"training loss {loss['first']:.4f} -> {loss['last']:.4f}{best}; peak memory {output.size(done.peak_bytes)}"
         )
-        print(f"adapter: {done.adapter}")
+        print(f"{done.result.name}: {done.result}")
         print(f"report: {done.report}")
         print(f"next: scumble compare {done.out} --data FILE    or    scumble chat {done.out}")
 

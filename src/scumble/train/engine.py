@@ -13,7 +13,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any
 
 import torch
 
@@ -22,15 +21,12 @@ from scumble.data.encoding import Encoded
 from scumble.data.packing import Packed, micro_batches
 from scumble.errors import TrainingError
 from scumble.lora.dropout import TokenMarks
-from scumble.models.checkpointing import Kept, checkpointed, layers_of, layers_to_repeat
+from scumble.models.checkpointing import checkpointed
 from scumble.models.lean import lean
 from scumble.models.packable import ways_of
 from scumble.progress import Reporter
-from scumble.train.memory import free_bytes
+from scumble.train.room import measure_need
 from scumble.train.subject import Subject
-
-_PROBE = 64  # tokens of the example that a layer's memory is measured on
-_SHARE = 0.7  # of the free memory that activations may take
 
 
 @dataclass(frozen=True)
@@ -56,15 +52,13 @@ class Engine:
     Args:
         subject: what is trained.
         batch: examples in a micro-step.
-        dropout: whether the subject drops anything, in which case nothing is shared.
-        repeat: layers to compute twice, or None to choose by the memory there is.
+        repeat: layers to compute twice, at most so many; None: as the memory there is asks for.
         reporter: is told what was decided.
     """
 
-    def __init__(
-        self, subject: Subject, batch: int, *, dropout: bool, repeat: int | None, reporter: Reporter
-    ) -> None:
-        self.subject, self.batch, self.share, self.repeat = subject, batch, not dropout, repeat
+    def __init__(self, subject: Subject, batch: int, *, repeat: int | None, reporter: Reporter) -> None:
+        # with dropout, an example's tokens are computed under masks of its own
+        self.subject, self.batch, self.share, self.repeat = subject, batch, not subject.drops, repeat
         self.reporter = reporter
         self.scale = 1.0  # of the loss, in fp16
         self._saved = [0, 0]  # tokens, and those computed
@@ -90,7 +84,7 @@ class Engine:
             )
         with lean(model, last=self.share):
             if self.repeat is None:
-                self.repeat = self._layers_to_repeat(examples)
+                self.repeat = self._as_memory_asks(examples)
             with checkpointed(model, self.repeat):
                 yield
 
@@ -158,42 +152,21 @@ class Engine:
                 parameter.grad = torch.zeros_like(parameter)
             torch.distributed.all_reduce(parameter.grad)
 
-    def _layers_to_repeat(self, examples: Sequence[Encoded]) -> int:
-        """As few layers as the memory allows, by what one short example keeps."""
-        model = self.subject.model
-        layers = len(layers_of(model))
-        room = free_bytes(self.device)
-        if not layers or room is None:
-            return 0
-        kept, width = kept_for_a_token(self.subject, min(examples, key=lambda e: abs(len(e.ids) - _PROBE)))
-        longest = self.batch * max(
-            len(example.ids) for example in examples
-        )  # as `micro_batches` fills a group
-        repeat = layers_to_repeat(kept * longest, width * longest, layers, int(_SHARE * room))
-        if repeat:
+    def _as_memory_asks(self, examples: Sequence[Encoded]) -> int:
+        """As few layers computed twice as the memory allows."""
+        # as `micro_batches` fills a group
+        need = measure_need(
+            self.subject, examples, self.batch * max(len(example.ids) for example in examples)
+        )
+        if need is not None and need.repeat:
             self.reporter.note(
-                f"{repeat} of {layers} layers are computed twice: up to {longest:,} tokens at once would keep "
-                f"{kept * longest / 1e9:.1f} GB, and {room / 1e9:.1f} GB are free"
+                f"{need.repeat} of {need.layers} layers are computed twice: up to {need.tokens:,} tokens at once would keep "
+                f"{need.kept / 1e9:.1f} GB, and {need.free / 1e9:.1f} GB are free"
             )
-        return repeat
+        return need.repeat if need is not None else 0
 
     @property
     def shared(self) -> float:
         """The share of the tokens seen so far that sharing saved."""
         tokens, computed = self._saved
         return 1 - computed / tokens if tokens else 0.0
-
-
-def kept_for_a_token(subject: Subject, example: Encoded) -> tuple[int, int]:
-    """Bytes that a forward pass keeps for each token, and those of one layer's input, measured on one example."""
-    model: Any = subject.model
-    device = next(model.parameters()).device
-    batch = lay_out(model, [example], share=False).to(device)
-    counted = Kept(model)
-    subject.mark(TokenMarks(batch.examples, batch.positions, 0))
-    with counted.counting():
-        loss_sum(model, batch)
-    subject.mark(None)
-    hidden = int(getattr(model.config.get_text_config(), "hidden_size", 0))
-    size = next(p for p in model.parameters() if p.is_floating_point()).element_size()
-    return counted.bytes // len(example.ids), hidden * size

@@ -1,7 +1,7 @@
 """The training loop: one subject, from the first step to the last, or on from a checkpoint.
 
-    for each optimizer step: the next examples of the seeded order, in micro-batches;
-        the loss is the mean over the supervised tokens of the whole step; clip; AdamW; the schedule
+    for each optimizer step: the next examples of the seeded order; their gradient, by the engine,
+        of the mean over the supervised tokens of the whole step; clip; AdamW; the schedule
     at the start and then when the settings say: an evaluation, and what is trained kept as a folder
     then, and in between: a state, from which the run goes on bit for bit where it was
 
@@ -23,14 +23,14 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import GradientAccumulationPlugin
 
-from scumble.compare.loss import loss_sum, mean_loss
-from scumble.data.batches import Batch, collate
+from scumble.compare.loss import mean_loss
 from scumble.data.encoding import Encoded
 from scumble.errors import TrainingError
-from scumble.lora.dropout import TokenMarks
 from scumble.progress import Reporter
 from scumble.train.best import Best
+from scumble.train.engine import Engine, StepLoss
 from scumble.train.memory import peak_bytes, start_peak
+from scumble.train.optimizer import make_optimizer, set_rates
 from scumble.train.schedule import factor
 from scumble.train.settings import Settings
 from scumble.train.signals import heeded
@@ -107,7 +107,12 @@ class Trainer:
         with heeded(self.reporter.note) as self.stop:
             interrupted = False
             try:
-                with self.subject.using(), self.reporter.bar("training", self.settings.steps):
+                seen = [*self.examples, *self.validation]
+                with (
+                    self.subject.using(),
+                    self.engine.running(seen),
+                    self.reporter.bar("training", self.settings.steps),
+                ):
                     self._steps()
             except KeyboardInterrupt:
                 interrupted = True
@@ -139,13 +144,10 @@ class Trainer:
             gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
         )
         self.parameters = self.subject.parameters()
-        self.optimizer = self.accelerator.prepare(
-            torch.optim.AdamW(
-                self.parameters.values(),
-                lr=self.settings.learning_rate,
-                weight_decay=self.settings.weight_decay,
-            )
+        self.engine = Engine(
+            self.subject, self.settings.batch, repeat=self.settings.repeat, reporter=self.reporter
         )
+        self.optimizer = self.accelerator.prepare(make_optimizer(self.parameters, self.settings))
         if self.state is not None:
             self._restore(self.state)
 
@@ -153,63 +155,50 @@ class Trainer:
         self.reporter.advance(self.outcome.steps)
         if self.evaluated < self.outcome.steps and self.settings.evaluates(self.outcome.steps):
             self._evaluate(self.outcome.steps)
-        for chunk in self._order(self.outcome.steps):
+        for examples in self._order(self.outcome.steps):
             if self.outcome.steps == self.settings.steps or self._enough():
                 break
             self.stop.heed()
             started = time.perf_counter()
-            batches = [collate(examples).to(self.device) for examples in chunk]
-            row = self._step(self.outcome.steps, batches)
-            self._note(batches, row, time.perf_counter() - started)
+            found = self.engine.step(self.outcome.steps, examples)
+            row = self._step(self.outcome.steps, found)
+            self._note(found, row, time.perf_counter() - started)
             if self.settings.evaluates(self.outcome.steps):
                 self._evaluate(self.outcome.steps)
             elif self._should_save():
                 self._save()
 
-    def _order(self, start: int) -> Iterator[list[list[Encoded]]]:
-        """The micro-batches of each optimizer step from `start` on: a new order each epoch, decided by the seed alone."""
-        effective, micro = self.settings.effective, self.settings.batch
+    def _order(self, start: int) -> Iterator[list[Encoded]]:
+        """The examples of each optimizer step from `start` on: a new order each epoch, decided by the seed alone."""
+        effective = self.settings.effective
         epoch, skipped = divmod(start, math.ceil(len(self.examples) / effective))
         while True:
             generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
             order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
             for first in range(skipped * effective, len(order), effective):
-                # similar lengths share a micro-batch; which do changes the padding and nothing else
-                step = sorted(
-                    (self.examples[i] for i in order[first : first + effective]), key=lambda e: len(e.ids)
-                )
-                yield [step[i : i + micro] for i in range(0, len(step), micro)]
+                yield [self.examples[i] for i in order[first : first + effective]]
             epoch, skipped = epoch + 1, 0
 
-    def _step(self, step: int, batches: list[Batch]) -> dict[str, float]:
-        """One optimizer step; nothing is changed where its loss or gradient is not finite."""
-        targets = sum(batch.targets for batch in batches)
-        total = 0.0
-        for batch in batches:
-            self.subject.mark(TokenMarks(batch.examples, batch.positions, step))
-            loss = loss_sum(self.subject.model, batch) / targets
-            self.accelerator.backward(loss)
-            total += float(loss.detach())
+    def _step(self, step: int, found: StepLoss) -> dict[str, float]:
+        """One optimizer step by the gradient that is there; nothing is changed where it or the loss is not finite."""
+        total = found.loss
         norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip))
         if not math.isfinite(total) or not math.isfinite(norm):
             what = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
             self.optimizer.zero_grad(set_to_none=True)
             raise TrainingError(f"step {step + 1}: {what}", "lower --learning-rate, or use --dtype fp32")
-        rate = self.settings.learning_rate * factor(
-            step, self.settings.steps, self.settings.warmup, self.settings.schedule
-        )
-        for group in self.optimizer.param_groups:
-            group["lr"] = rate
+        share = factor(step, self.settings.steps, self.settings.warmup, self.settings.schedule)
+        set_rates(self.optimizer, share)
         self.half = True
         self.optimizer.step()
         self.optimizer.zero_grad(set_to_none=True)
-        self.subject.mark(None)
+        rate = self.settings.learning_rate * share
         return {"loss": total, "learning_rate": rate, "grad_norm": norm}
 
-    def _note(self, batches: list[Batch], row: dict[str, float], seconds: float) -> None:
+    def _note(self, found: StepLoss, row: dict[str, float], seconds: float) -> None:
         outcome = self.outcome
         outcome.steps += 1
-        outcome.tokens += sum(batch.tokens for batch in batches)
+        outcome.tokens += found.tokens
         outcome.seconds += seconds
         outcome.losses.append(row["loss"])
         figures = {
@@ -291,6 +280,8 @@ class Trainer:
                 "seconds": self.outcome.seconds,
                 "peak_bytes": max(self.outcome.peak_bytes, peak_bytes(self.device)),
                 "best": self.best.to_dict(),
+                # how a step is laid out changes the last digits
+                "layout": {"batch": self.engine.batch, "repeat": self.engine.repeat},
                 "parameters": dict(self.parameters),
                 "optimizer": self.optimizer.state_dict(),
             }
@@ -304,6 +295,7 @@ class Trainer:
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
         self.best, self.evaluated = Best(**state["best"]), state["evaluated"]
+        self.engine.batch, self.engine.repeat = state["layout"]["batch"], state["layout"]["repeat"]
         self.outcome = Outcome(
             steps=state["step"],
             tokens=state["tokens"],

@@ -7,7 +7,8 @@ short run enough steps, a warm-up that ends within a tenth of the run, a learnin
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scumble.config import Choice, TrainOptions
@@ -17,6 +18,7 @@ EFFECTIVE = 16  # the lesson's effective batch
 ENOUGH_STEPS = 300  # a run with fewer optimizer steps gets a smaller batch
 SMALLEST = 4
 MICRO = 8  # examples in a micro-step, where the effective batch allows
+_REPEATED = {"auto": None, "none": 0, "all": 10_000}  # layers that are computed twice, at most
 WARMUP = 100  # the lesson's, cut to a tenth of the run
 
 
@@ -34,6 +36,8 @@ class Settings:
         eval_every: optimizer steps from one evaluation to the next; may be no whole number.
         patience: evaluations in a row without a better one, after which the run ends; None: never.
         keep_best: what the best checkpoint is chosen by: `loss`, or the name of a metric.
+        repeat: layers that are computed again in the backward pass, to save memory; None: as memory asks for.
+        optimizer, lora_plus, rates: see `scumble.train.optimizer`.
         save_every: steps from one state to go on from to the next; None: by time.
         choices: what was decided for the user, and why.
     """
@@ -54,6 +58,10 @@ class Settings:
     patience: int | None = None
     keep_best: str = "loss"
     save_every: int | None = None
+    repeat: int | None = None
+    optimizer: str = "adamw"
+    lora_plus: float | None = None
+    rates: Mapping[str, float] = field(default_factory=dict)
 
     @property
     def effective(self) -> int:
@@ -82,6 +90,9 @@ class Settings:
             "eval_every",
             "patience",
             "keep_best",
+            "optimizer",
+            "lora_plus",
+            "rates",
         ]
         found = {name: getattr(self, name) for name in names}
         return {name: value for name, value in found.items() if value is not None}
@@ -124,6 +135,10 @@ def settle(options: TrainOptions, examples: int, config: Any) -> Settings:
         patience=options.patience,
         keep_best=options.keep_best,
         save_every=options.save_every,
+        repeat=_REPEATED.get(options.gradient_checkpointing),
+        optimizer=options.optimizer,
+        lora_plus=options.lora_plus,
+        rates=options.rates,
     )
 
 

@@ -5,15 +5,19 @@ Knows a bank and its slots; nothing of data, of optimizers, or of how a run is w
 
 from __future__ import annotations
 
+import shutil
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import Protocol
+from typing import Any, Protocol
 
 from torch import nn
 
 from scumble.errors import AdapterError
 from scumble.lora.bank import Bank
 from scumble.lora.dropout import TokenMarks
+from scumble.progress import Reporter
+
+Figures = dict[str, Any]
 
 
 class Subject(Protocol):
@@ -31,6 +35,10 @@ class Subject(Protocol):
     def model(self) -> nn.Module:
         """The causal model to compute with, within `using`."""
 
+    @property
+    def drops(self) -> bool:
+        """Whether it has dropout, whose masks differ from example to example."""
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer takes, by name, always in the same order."""
 
@@ -43,15 +51,30 @@ class Subject(Protocol):
     def sound(self) -> bool:
         """Whether it can be kept: its numbers are finite, and within what may be loaded again."""
 
+    def facts(self) -> Figures:
+        """What `run.json` holds of it under its title; with `parameters`, `bytes` and `percent` of all that there are."""
+
     def save(self, folder: Path) -> Path:
         """Write it as it is now into a new folder that other programs can load."""
+
+    def load(self, folder: Path) -> None:
+        """Become what `save` wrote into a folder; for answering, not to train on from."""
+
+    def copy(self, source: Path, goal: Path) -> None:
+        """Put what `save` wrote into a folder into another one, which is empty."""
+
+    def announce(self, reporter: Reporter, folder: Path) -> None:
+        """Say what is trained and what it takes, before the run in `folder` begins."""
+
+    def close(self) -> None:
+        """Give the base back as it was."""
 
 
 class AdapterSubject:
     """One trainable slot of a bank.
 
     Args:
-        bank: which stays the caller's to close.
+        bank: which is closed with it.
         name: of the slot.
     """
 
@@ -65,6 +88,11 @@ class AdapterSubject:
     def model(self) -> nn.Module:
         """The bank's model."""
         return self.bank.model
+
+    @property
+    def drops(self) -> bool:
+        """Whether the adapter's options ask for dropout."""
+        return self.bank.adapter(self.name).spec.dropout > 0
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The slot's parameters by the name that PEFT gives each, sorted."""
@@ -86,6 +114,35 @@ class AdapterSubject:
             return False
         return True
 
+    def facts(self) -> Figures:
+        """Its shape and size."""
+        adapter = self.bank.adapter(self.name)
+        spec, total = adapter.spec, sum(parameter.numel() for parameter in self.model.parameters())
+        return {
+            "rank": spec.rank,
+            "alpha": spec.alpha,
+            "targets": spec.targets if isinstance(spec.targets, str) else list(spec.targets),
+            "modules": len(adapter.factors),
+            "parameters": adapter.parameters,
+            "bytes": 4 * adapter.parameters,
+            "percent": 100 * adapter.parameters / total,
+        }
+
     def save(self, folder: Path) -> Path:
         """Write the adapter in the PEFT format."""
         return self.bank.save(self.name, folder)
+
+    def load(self, folder: Path) -> None:
+        """Give the slot the contents of an adapter folder."""
+        self.bank.swap(self.name, folder)
+
+    def copy(self, source: Path, goal: Path) -> None:
+        """The same files again."""
+        shutil.copytree(source, goal, dirs_exist_ok=True)
+
+    def announce(self, reporter: Reporter, folder: Path) -> None:
+        """Its size in memory is not worth a word."""
+
+    def close(self) -> None:
+        """Close the bank."""
+        self.bank.close()
