@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from scumble.data import packing
 from scumble.data.batches import collate
 from scumble.data.encoding import Encoded
-from scumble.data.packing import Packed, micro_batches, pack, packs, shared_tree
+from scumble.data.packing import Packed, micro_batches, pack, shared_tree
 from tests.trees import conversations, example, forests
 
 
@@ -99,19 +99,30 @@ def test_micro_batches_hold_every_example_once_whatever_their_order(
     groups = micro_batches(examples, size, share=share)
     numbers = [each.number for group in groups for each in group]
     assert sorted(numbers) == list(range(len(examples)))
-    assert [len(group) for group in groups[:-1]] == [size] * (len(groups) - 1)
-    assert 1 <= len(groups[-1]) <= size
+    assert all(groups)
+    most = size * max(len(each.ids) for each in examples)
+    if not share:
+        assert all(pack(group).computed <= most for group in groups)
     again = list(examples)
     draw.shuffle(again)  # type: ignore[attr-defined]
     assert micro_batches(again, size, share=share) == groups
 
 
+@pytest.mark.parametrize("processes", [1, 2, 3, 4])
+@pytest.mark.parametrize("each", [1, 4, 7])
+def test_every_process_has_as_much_to_do(each: int, processes: int) -> None:
+    alike = [example([3] * 9 + [4], [False] * 9 + [True], n) for n in range(each * processes)]
+    groups = micro_batches(alike, 100, share=False, processes=processes)
+    assert [len(group) for group in groups] == [each] * processes
+
+
 def test_those_that_begin_alike_are_put_together() -> None:
     rows = [[tag] * 12 + [3 + n] for n in range(4) for tag in (40, 41)]
     examples = [example(ids, [False] * 12 + [True], n) for n, ids in enumerate(rows)]
-    laid = list(packs(examples, 4))
-    assert [each.computed for each in laid] == [12 + 4, 12 + 4]
-    assert sum(each.tokens for each in laid) == 8 * 13
+    # two of them side by side are 26 positions: with what is shared, the four of a kind are 16
+    groups = micro_batches(examples, 2, share=True)
+    assert [{each.ids[0] for each in group} for group in groups] == [{40}, {41}]
+    assert [pack(group, share=True).computed for group in groups] == [12 + 4, 12 + 4]
 
 
 def test_a_shared_row_stands_once_for_each_token_predicted_from_it() -> None:
