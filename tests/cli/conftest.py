@@ -89,9 +89,9 @@ def unloaded(monkeypatch) -> None:
 
     import scumble.compare.run
     import scumble.serve.session
-    import scumble.train.run
+    import scumble.train.opening
 
-    for module in (scumble.train.run, scumble.compare.run, scumble.serve.session):
+    for module in (scumble.train.opening, scumble.compare.run, scumble.serve.session):
         monkeypatch.setattr(module, "load_base", load)
 
 

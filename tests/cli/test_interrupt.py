@@ -90,7 +90,7 @@ def test_ctrl_c_after_the_last_step_says_that_the_adapter_is_kept(fails, here, l
     def interrupted(*args, **kwargs):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(importlib.import_module("scumble.train.run"), "compare_in_bank", interrupted)
+    monkeypatch.setattr(importlib.import_module("scumble.train.judging"), "compare_in_bank", interrupted)
     words = ("train", "good.jsonl", "--out", "run", "--base", letters_folder, "--max-steps", 1)
     message, hint = fails(*words)
     assert message == "stopped by Ctrl-C after the last step; the adapter is kept as run/adapter"

@@ -132,7 +132,7 @@ def test_the_adapter_is_the_best_checkpoint(
     """The validation losses are dictated: the second epoch of four is the best."""
     said = iter([5.0, 4.0, 2.0, 3.0, 3.5])
     monkeypatch.setattr(loop, "mean_loss", lambda *args: next(said))
-    module = importlib.import_module("scumble.train.run")
+    module = importlib.import_module("scumble.train.judging")
     compared: list[Any] = []
 
     def note(bank: scumble.Bank, *args: Any, **options: Any) -> Any:

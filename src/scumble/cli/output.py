@@ -104,7 +104,7 @@ def comparison(found: Any) -> None:
         else ""
     )
     console.print(
-        f"adapter {size(found.adapter_bytes)} beside a base of {size(found.base_bytes)}{source}",
+        f"{found.kind} {size(found.adapter_bytes)} beside a base of {size(found.base_bytes)}{source}",
         soft_wrap=True,
     )
 

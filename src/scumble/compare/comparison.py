@@ -11,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
-from scumble.compare.generation import generate
+from scumble.compare.generation import answer, generate
 from scumble.compare.loss import mean_loss
 from scumble.compare.metrics import Metric, mark, metric_named, wilson_interval
 from scumble.config import CompareOptions
@@ -48,7 +48,10 @@ class Shown:
 
 @dataclass(frozen=True)
 class Comparison:
-    """What `compare` gives; losses are means over supervised tokens, in nats; sizes are in bytes on disk."""
+    """What `compare` gives; losses are means over supervised tokens, in nats; sizes are in bytes on disk.
+
+    `kind` is `adapter`, or `model` where all weights were trained: `adapter` and `adapter_bytes` are then of that.
+    """
 
     metric: Score
     loss: dict[str, float]
@@ -60,6 +63,7 @@ class Comparison:
     data: dict[str, Any]
     settings: dict[str, Any]
     adapter: str = ""
+    kind: str = "adapter"
     answers: list[tuple[str, str]] = field(default_factory=list, repr=False)
 
     def to_dict(self) -> dict[str, Any]:
@@ -96,25 +100,65 @@ def compare_in_bank(
     """
     options = options or CompareOptions()
     scored = list(examples[: options.limit])
-    title, function = metric_named(metric)
-    prompts = [encode_prompt(example.prompt, tokenizer, tools=example.tools) for example in scored]
     answers = generate(
-        bank,
-        tokenizer,
-        prompts,
-        [{}, {name: 1.0}],
-        max_new_tokens=options.max_new_tokens,
-        temperature=options.temperature,
-        seed=options.seed,
-        batch=options.batch,
-        done=done,
+        bank, tokenizer, _prompts(scored, tokenizer), [{}, {name: 1.0}], **_how(options), done=done
     )
-    pairs = [(before, after) for before, after in answers]
-    marks = [
-        (mark(title, function, before, e.expected), mark(title, function, after, e.expected))
-        for e, (before, after) in zip(scored, pairs, strict=True)
-    ]
     losses = _losses(bank, name, tokenizer, scored, options.batch)
+    before, after = (
+        Side([each[i] for each in answers], losses[when]) for i, when in enumerate(("before", "after"))
+    )
+    return compare_sides(before, after, scored, metric=metric, options=options, sizes=sizes, source=source)
+
+
+@dataclass(frozen=True)
+class Side:
+    """What one model says to examples.
+
+    Attributes:
+        answers: to each.
+        loss: on the expected answers, the mean over supervised tokens, in nats.
+    """
+
+    answers: list[str]
+    loss: float
+
+
+def side_of(
+    model: Any,
+    tokenizer: Any,
+    examples: Sequence[Example],
+    options: CompareOptions,
+    *,
+    done: Done = lambda count: None,
+) -> Side:
+    """What a model, as it is, says to the first `options.limit` examples."""
+    scored = list(examples[: options.limit])
+    answers = answer(model, tokenizer, _prompts(scored, tokenizer), **_how(options), done=done)
+    encoded = encode_all(scored, tokenizer, max_length=2**31).examples
+    return Side(answers, mean_loss(model, encoded, options.batch, next(model.parameters()).device))
+
+
+def compare_sides(
+    before: Side,
+    after: Side,
+    examples: Sequence[Example],
+    *,
+    metric: str | Metric = "exact_match",
+    options: CompareOptions | None = None,
+    sizes: tuple[int, int, int | None] = (0, 0, None),
+    source: str = "",
+    kind: str = "adapter",
+) -> Comparison:
+    """Compare what two models said to the same examples; the arguments are those of `compare_in_bank`."""
+    options = options or CompareOptions()
+    scored = list(examples[: options.limit])
+    title, function = metric_named(metric)
+    pairs = list(zip(before.answers, after.answers, strict=True))
+    marks = [
+        (mark(title, function, one, e.expected), mark(title, function, other, e.expected))
+        for e, (one, other) in zip(scored, pairs, strict=True)
+    ]
+    losses = {"before": before.loss, "after": after.loss}
     return Comparison(
         metric=_score(title, marks),
         loss=losses,
@@ -125,8 +169,17 @@ def compare_in_bank(
         source_bytes=sizes[2],
         data={"source": source, "hash": hash_examples(scored)},
         settings={key: getattr(options, key) for key in ("temperature", "max_new_tokens", "seed")},
+        kind=kind,
         answers=pairs,
     )
+
+
+def _prompts(examples: Sequence[Example], tokenizer: Any) -> list[list[int]]:
+    return [encode_prompt(example.prompt, tokenizer, tools=example.tools) for example in examples]
+
+
+def _how(options: CompareOptions) -> dict[str, Any]:
+    return {key: getattr(options, key) for key in ("max_new_tokens", "temperature", "seed", "batch")}
 
 
 def _side_by_side(

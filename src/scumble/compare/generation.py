@@ -63,6 +63,31 @@ def generate(
     return answers
 
 
+def answer(
+    model: Any,
+    tokenizer: Any,
+    prompts: Sequence[Sequence[int]],
+    *,
+    max_new_tokens: int = 256,
+    temperature: float = 0.0,
+    seed: int = 0,
+    batch: int = 16,
+    done: Callable[[int], None] = lambda count: None,
+) -> list[str]:
+    """Answer each prompt once with a model as it is; the arguments and the texts are those of `generate`."""
+    answers = [""] * len(prompts)
+    order = sorted(range(len(prompts)), key=lambda i: len(prompts[i]))
+    for start in range(0, len(order), batch):
+        chunk = order[start : start + batch]
+        texts = _answer(
+            model, tokenizer, [prompts[i] for i in chunk], max_new_tokens, temperature, seed + start
+        )
+        for i, text in zip(chunk, texts, strict=True):
+            answers[i] = text
+        done(len(chunk))
+    return answers
+
+
 def stream(
     bank: Bank, tokenizer: Any, prompt: Sequence[int], *, max_new_tokens: int, temperature: float = 0.0
 ) -> Generator[str, None, None]:

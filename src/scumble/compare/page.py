@@ -40,6 +40,8 @@ def compared(comparison: Mapping[str, Any]) -> dict[str, Any]:
     judged = [e for e in examples if e["right_before"] is not None and e["right_after"] is not None]
     right = {when: sum(e[f"right_{when}"] for e in judged) for when in ("before", "after")}
     sizes = size_bars(*(comparison.get(key) for key in ("adapter_bytes", "base_bytes", "source_bytes")))
+    if comparison.get("kind") == "model":
+        sizes = None  # both are models of one size
     return {**view, "examples": examples, "right": {"n": len(judged), **right}, "sizes": sizes}
 
 

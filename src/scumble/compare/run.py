@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
-from scumble.compare.comparison import Comparison, compare_in_bank
+from scumble.compare.comparison import Comparison, Side, compare_in_bank, compare_sides, side_of
 from scumble.compare.metrics import Metric, metric_named
 from scumble.config import CompareOptions, make
 from scumble.data.examples import read_examples
@@ -29,7 +30,7 @@ def compare(
     quiet: bool = False,
     **options: Any,
 ) -> Comparison:
-    """Compare the base with an adapter.
+    """Compare the base with an adapter, or with the model of a run that trained all weights.
 
     Args:
         adapter: the folder of an adapter or of a run, or a `Run`.
@@ -49,6 +50,9 @@ def compare(
     settings = make(CompareOptions, **options)
     metric = metric or (shipped.metric if shipped else "exact_match")
     metric_named(metric)  # an unknown name is refused before anything is loaded
+    place = getattr(adapter, "out", None) if getattr(adapter, "model", None) else adapter
+    if (whole := trained_model(place)) is not None:
+        return _compare_models(*whole, data, base, metric, dtype, device, settings, Reporter(quiet=quiet))
     folder = find_adapter(getattr(adapter, "adapter", adapter))
     loaded = Adapter.load(folder)
     examples = read_examples(data, "test")
@@ -78,6 +82,64 @@ def compare(
     finally:
         bank.close()
     return Comparison(**{**vars(found), "adapter": str(folder)})
+
+
+def trained_model(place: Any) -> tuple[Path, str] | None:
+    """The model of a run that trained all weights, and the name of its base; None for anything else."""
+    if not isinstance(place, str | Path):
+        return None
+    folder = Path(place).expanduser()
+    folder = folder.parent if folder.name == "model" else folder
+    try:
+        facts = json.loads((folder / "run.json").read_text(encoding="utf-8"))
+        full = facts["options"]["method"] == "full"
+        name = str(facts["base"]["name"])
+    except (OSError, ValueError, LookupError, TypeError):
+        return None
+    return (folder / "model", name) if full and (folder / "model").is_dir() else None
+
+
+def _compare_models(
+    model: Path,
+    name: str,
+    data: Any,
+    base: Base | str | None,
+    metric: str | Metric,
+    dtype: str | None,
+    device: str | None,
+    options: CompareOptions,
+    reporter: Reporter,
+) -> Comparison:
+    """Compare a base with the model that was made of it, one after the other, so that memory holds one of them."""
+    examples = read_examples(data, "test")
+    sides: list[Side] = []
+    sizes: list[tuple[int, int | None]] = []
+    for source in (name if base is None else base, str(model)):
+        loaded = source if isinstance(source, Base) else load_base(source, dtype=dtype, device=device)
+        if loaded.tokenizer is None:
+            raise DataError(
+                f"the base {loaded.name} has no tokenizer",
+                "comparing needs one; add it to the base's folder",
+            )
+        title = "before" if not sides else "after"
+        with (
+            with_threads(threads_for(loaded.model).train),
+            reporter.bar(f"comparing, {title}", len(examples[: options.limit])),
+        ):
+            sides.append(side_of(loaded.model, loaded.tokenizer, examples, options, done=reporter.advance))
+        sizes.append((loaded.bytes_on_disk, loaded.source_bytes))
+        del loaded
+    found = compare_sides(
+        sides[0],
+        sides[1],
+        examples,
+        metric=metric,
+        options=options,
+        sizes=(sizes[1][0], sizes[0][0], sizes[0][1]),
+        source=_title(data),
+        kind="model",
+    )
+    return Comparison(**{**vars(found), "adapter": str(model)})
 
 
 def _title(data: Any) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+from scumble.compare.run import trained_model
 from scumble.config import ChatOptions, make
 from scumble.errors import AdapterError, ConfigError, DataError
 from scumble.lora.adapter import Adapter
@@ -57,6 +58,8 @@ def open_chat(
 
     options = make(ChatOptions, max_new_tokens=max_new_tokens, temperature=temperature)
     named = {check_name(name): path for name, path in adapters.items()}
+    if run is not None and base is None and not named and (whole := trained_model(run)) is not None:
+        run, base = None, str(whole[0])  # all its weights were trained: it is a base of its own
     if run is not None:
         own = _name_of(run)
         if own in named:

@@ -140,18 +140,20 @@ class RunRecord:
         """Write the best checkpoint as the result, and its figures into `run.json`; the result's folder."""
         if self.best is not None:
             with new_folder(self.result, force=True) as temporary:
-                shutil.copytree(self._path(self.best), temporary, dirs_exist_ok=True)
+                self.subject.copy(self._path(self.best), temporary)
             weights = self.result / self.subject.weights_name
             self.facts[self.subject.title]["bytes"] = weights.stat().st_size
         self.facts["result"] = {**result, "best_step": self.best}
         write_text(self.folder / "run.json", _json(self.facts))
         return self.result if self.best is not None else None
 
-    def close(self, *, over: bool) -> None:
-        """Let other processes write to the folder; where the run is over, what it would go on from is removed."""
-        if over:
-            remove_states(self.folder / CHECKPOINTS)
-            self._rotate({self.best})
+    def over(self) -> None:
+        """Remove what the run would have gone on from: it came to its end."""
+        remove_states(self.folder / CHECKPOINTS)
+        self._rotate({self.best})
+
+    def close(self) -> None:
+        """Let other processes write to the folder."""
         if self._lock is not None:
             os.close(self._lock)
             self._lock = None

@@ -64,7 +64,10 @@ def render_report(
 def _lead(run: Mapping[str, Any]) -> str:
     """What was trained, in a sentence."""
     adapter, data, training = _part(run, "adapter"), _part(run, "data"), _part(run, "training")
-    words = ["An adapter"]
+    whole = _part(run, "model")
+    words = ["All weights" if whole else "An adapter"]
+    if whole.get("parameters"):
+        words.append(f"({count(whole['parameters'])} parameters)")
     if "rank" in adapter:
         words.append(f"of rank {setting(adapter['rank'])}")
     if "targets" in adapter:
@@ -76,6 +79,8 @@ def _lead(run: Mapping[str, Any]) -> str:
     if training.get("epochs"):
         epochs = setting(training["epochs"])
         words.append(f"and {epochs} epoch{'' if epochs == '1' else 's'}")
+    if whole:
+        return " ".join([*words[:2], "trained", *words[2:]]) + ". The result is a model of its own."
     return " ".join(words) + ". The base itself is unchanged."
 
 
@@ -84,12 +89,14 @@ def _kept(run: Mapping[str, Any], metrics: Sequence[Mapping[str, Any]]) -> str:
     best = _part(run, "result").get("best_step")
     if best is None:
         return ""
+    what = "model" if _part(run, "model") else "adapter"
     losses = {row["step"]: row["eval_loss"] for row in metrics if "eval_loss" in row}
+    measured = any("eval_metric" in row for row in metrics)
     if best in losses:
         others = [loss for step, loss in losses.items() if step and step != best]
-        reason = ", where the loss on the validation data was lowest" if others else ""
-        return f"The adapter kept is that of step {count(best)}{reason}."
-    return f"The adapter kept is that of step {count(best)}, the last one."
+        by = "the metric was highest" if measured else "the loss on the validation data was lowest"
+        return f"The {what} kept is that of step {count(best)}{f', where {by}' if others else ''}."
+    return f"The {what} kept is that of step {count(best)}, the last one."
 
 
 def _headline(
@@ -97,7 +104,7 @@ def _headline(
 ) -> list[dict[str, str]]:
     """The few figures that a colleague asks for first."""
     items = []
-    result, base, adapter = (_part(run, name) for name in ("result", "base", "adapter"))
+    result, base, adapter, whole = (_part(run, name) for name in ("result", "base", "adapter", "model"))
     if comparison and (metric := comparison["metric"]):
         beside = f"{metric['name']}, {count(metric['n'])} examples"
         items.append(_item("right answers", share(metric["after"]), beside, was=share(metric["before"])))
@@ -105,6 +112,8 @@ def _headline(
     if adapter.get("bytes") and base.get("bytes"):
         beside = f"{share(adapter['bytes'] / base['bytes'])} of the base's {size(base['bytes'])}"
         items.append(_item("adapter", size(adapter["bytes"]), beside))
+    if whole.get("bytes"):
+        items.append(_item("model", size(whole["bytes"]), "all weights, as written"))
     if result.get("seconds"):
         beside = f"{count(result.get('tokens_per_second'))} tokens/s, peak {size(result.get('peak_bytes'))}"
         items.append(_item("training", duration(result["seconds"]), beside))
@@ -147,6 +156,7 @@ def _cards(run: Mapping[str, Any]) -> list[tuple[str, Facts]]:
         ),
         ("Data", _data(_part(run, "data"))),
         ("Adapter", _adapter(_part(run, "adapter"))),
+        ("Model", _facts(_part(run, "model"), parameters=count, bytes=size)),
         ("Validation data", _facts(validation, source=setting, examples=count, hash=setting)),
         ("Training", _training(_part(run, "training"))),
         ("Speed and memory", _speed(_part(run, "result"))),

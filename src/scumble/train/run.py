@@ -13,27 +13,24 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scumble.compare.comparison import Comparison, compare_in_bank
-from scumble.config import CompareOptions, LoraOptions, TrainOptions, make, read_yaml
-from scumble.errors import ConfigError, OutputError, TrainingError
+from scumble.config import LoraOptions, TrainOptions, make, read_yaml
+from scumble.errors import ConfigError, NotSupportedError, OutputError, TrainingError
 from scumble.files import refuse_existing, write_text
-from scumble.lora.adapter import Adapter
-from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
-from scumble.models.base import Base, load_base
+from scumble.models.base import Base
 from scumble.models.threads import threads_for, with_threads
-from scumble.models.weights import device_named, dtype_named
 from scumble.progress import Reporter
 from scumble.train.facts import announce, run_facts
+from scumble.train.judging import BeforeAndAfter, measure
 from scumble.train.loop import Outcome, Trainer
-from scumble.train.material import Material, encode_material, read_material, tokenizer_for
+from scumble.train.material import encode_material, read_material, tokenizer_for
+from scumble.train.opening import open_base, open_subject, shape_of
+from scumble.train.optimizer import make_optimizer
 from scumble.train.record import RunRecord
 from scumble.train.report import render_report
 from scumble.train.resume import Earlier, earlier_run
 from scumble.train.settings import settle
-from scumble.train.subject import AdapterSubject, Subject
-
-SLOT = "trained"
+from scumble.train.subject import Subject
 
 
 @dataclass(frozen=True)
@@ -42,7 +39,7 @@ class Run:
 
     Attributes:
         out: its folder.
-        adapter: the folder of the best checkpoint, in the PEFT format.
+        result: the folder of the best checkpoint: an adapter in the PEFT format, or a model of transformers.
         report: `report.html`.
         steps: optimizer steps made.
         tokens: of all examples seen, padding not counted.
@@ -52,13 +49,32 @@ class Run:
     """
 
     out: Path
-    adapter: Path
+    result: Path
     report: Path
     steps: int
     tokens: int
     seconds: float
     loss: dict[str, float | None]
     peak_bytes: int
+
+    @property
+    def model(self) -> Path | None:
+        """The model folder where all weights were trained; None where an adapter was."""
+        return self.result if self.result.name == "model" else None
+
+    @property
+    def adapter(self) -> Path:
+        """The adapter's folder.
+
+        Raises:
+            NotSupportedError: all weights were trained, and there is none.
+        """
+        if self.model is not None:
+            raise NotSupportedError(
+                f"the run in {self.out} trained all weights and has no adapter",
+                f"use its model: {self.result}",
+            )
+        return self.result
 
     @property
     def tokens_per_second(self) -> float:
@@ -69,7 +85,8 @@ class Run:
         """What `--json` prints."""
         return {
             "out": str(self.out),
-            "adapter": str(self.adapter),
+            "adapter": None if self.model else str(self.result),
+            "model": str(self.result) if self.model else None,
             "report": str(self.report),
             **{
                 name: getattr(self, name)
@@ -91,7 +108,7 @@ def train(
     examples_in_report: int = 5,
     **options: Any,
 ) -> Run:
-    """Train one adapter.
+    """Train one adapter, or with `method="full"` all weights of the base.
 
     Args:
         data: a path, a shipped set's name, a list of examples, or a `datasets.Dataset`.
@@ -107,7 +124,8 @@ def train(
         **options: the fields of `TrainOptions`.
 
     Returns:
-        The run; `run.adapter` is the checkpoint with the lowest validation loss.
+        The run; `run.adapter` (with `method="full"` `run.model`) is the best checkpoint by validation loss, or by
+        `keep_best`.
 
     Raises:
         ScumbleError: with one line on what is wrong, where, and what to do.
@@ -120,43 +138,49 @@ def train(
     if earlier is not None and earlier.finished:
         reporter.note(f"the run in {earlier.folder} is finished")
         return _finished(earlier)
-    settled = earlier.options if earlier else given
-    reads = (data, config, settled.eval, settled.base, settled.template)
+    shape = shape_of(earlier.options if earlier else given, lora, earlier)
+    settled = shape.options
+    reads = (data, config, settled.eval, settled.base, settled.template, settled.from_)
     if earlier is not None:
         folder = earlier.folder
     else:
         folder = refuse_existing(out, force=force, inputs=reads) if out is not None else _numbered(data)
     material = read_material(data, settled)
-    start = Adapter.load(settled.from_) if settled.from_ else None
-    spec = _spec(settled, lora, earlier, start)
-    base = _base(base if base is not None else _name_of(settled, start), settled, earlier)
-    encoded, validation = encode_material(material, base, settled, reporter)
-    threads = earlier.threads if earlier else threads_for(base.model)
-    with with_threads(threads.train), closing(Bank(base)) as bank:
-        bank.trainable(SLOT, spec, seed=settled.seed, start=start)
-        subject = AdapterSubject(bank, SLOT)
-        settings = settle(settled, len(encoded.examples), base.model.config)
-        facts = run_facts(settled, settings, base, bank, material, encoded, validation, threads)
-        facts["lora"] = spec.to_peft()
-        announce(reporter, facts)
-        record = _record(folder, subject, facts, earlier, reporter, force=force)
-        try:
+    opened = open_base(base, shape, earlier)
+    encoded, validation = encode_material(material, opened, settled, reporter)
+    tokenizer = tokenizer_for(opened, settled)
+    threads = earlier.threads if earlier else threads_for(opened.model)
+    count = sum(parameter.numel() for parameter in opened.model.parameters())
+    settings = settle(settled, len(encoded.examples), opened.model.config)
+    with (
+        with_threads(threads.train),
+        closing(open_subject(shape, opened, tokenizer, reporter, own=opened is not base)) as subject,
+    ):
+        make_optimizer(subject.parameters(), settings)  # what it refuses, it refuses before there is a folder
+        measured = measure(settled, subject, tokenizer, material)
+        facts = run_facts(settled, settings, opened, subject, count, material, encoded, validation, threads)
+        announce(reporter, facts | shape.facts())
+        subject.announce(reporter, folder)
+        shown = BeforeAndAfter(subject, opened, tokenizer, material, examples_in_report, reporter)
+        with closing(
+            _record(folder, subject, facts | shape.facts(), earlier, reporter, force=force)
+        ) as record:
             trainer = Trainer(
-                subject, encoded.examples, validation.examples, settings, record, reporter, state=record.state
+                subject,
+                encoded.examples,
+                validation.examples,
+                settings,
+                record,
+                reporter,
+                measured,
+                record.state,
             )
-            outcome, adapter = _trained(
-                trainer, record, f"scumble train {material.source} --out {folder} --resume"
-            )
-            tokenizer = tokenizer_for(base, settled)
-            comparison = _before_and_after(
-                bank, base, tokenizer, material, adapter, examples_in_report, reporter
-            )
-            report = write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
-            record.close(over=True)
-        finally:
-            record.close(over=False)
+            command = f"scumble train {material.source} --out {folder} --resume"
+            outcome, result = _trained(trainer, record, command)
+            report = _reported(shown, result, folder)
+            record.over()
     told = (outcome.steps, outcome.tokens, outcome.seconds, _losses(outcome), outcome.peak_bytes)
-    return Run(folder, adapter, report, *told)
+    return Run(folder, result, report, *told)
 
 
 def _record(
@@ -187,8 +211,9 @@ def _record(
 def _finished(earlier: Earlier) -> Run:
     """A run that came to its end, from what it wrote down."""
     found, folder = earlier.facts["result"], earlier.folder
+    result = folder / ("model" if earlier.options.method == "full" else "adapter")
     figures = (found[name] for name in ("steps", "tokens", "seconds", "loss", "peak_bytes"))
-    return Run(folder, folder / "adapter", folder / "report.html", *figures)
+    return Run(folder, result, folder / "report.html", *figures)
 
 
 def write_report(folder: Path, comparison: Mapping[str, Any] | None) -> Path:
@@ -219,24 +244,6 @@ def _settled(
     return settled
 
 
-def _name_of(options: TrainOptions, start: Adapter | None) -> str | None:
-    """The base by name: that of the options, or of the adapter to go on from."""
-    return options.base or (start.spec.base_name if start is not None else None)
-
-
-def _base(base: Base | str | None, options: TrainOptions, earlier: Earlier | None) -> Base:
-    if not isinstance(base, Base):
-        device = options.device or (earlier.facts["base"]["device"] if earlier else None)
-        return load_base(base, dtype=options.dtype, device=device)
-    # one place decides on precision: a base that is there already is what it is
-    if options.dtype is not None and dtype_named(options.dtype, base.device) not in (None, base.dtype):
-        has = str(base.dtype).removeprefix("torch.")
-        raise ConfigError(f"dtype is {options.dtype}, and the base given is {has}", "load it in that type")
-    if options.device is not None and device_named(options.device).type != base.device.type:
-        raise ConfigError(f"device is {options.device}, and the base given is on {base.device}", "move it")
-    return base
-
-
 def _numbered(data: Any) -> Path:
     """The first free `runs/NAME-001`, named after the data."""
     stem = re.sub(r"[^A-Za-z0-9_.-]+", "-", Path(data).stem) if isinstance(data, str | Path) else "run"
@@ -244,16 +251,6 @@ def _numbered(data: Any) -> Path:
     while (folder := Path("runs") / f"{stem}-{number:03d}").exists():
         number += 1
     return folder
-
-
-def _spec(options: TrainOptions, lora: Any, earlier: Earlier | None, start: Adapter | None) -> LoraSpec:
-    """The shape of the adapter: as given, as the adapter has it that is gone on from, or as the run was begun."""
-    if lora is not None:
-        return lora if isinstance(lora, LoraSpec) else LoraSpec.from_peft(lora)
-    if earlier is not None:
-        return LoraSpec.from_peft(earlier.facts["lora"])
-    targets = options.targets if isinstance(options.targets, str) else tuple(options.targets)
-    return LoraSpec(options.rank, options.alpha, targets, options.dropout, options.rslora, options.dora)
 
 
 def _losses(outcome: Outcome) -> dict[str, float | None]:
@@ -303,30 +300,14 @@ def _advice(stopped: str | None, resume: str) -> str:
     return "lower --learning-rate, or use --dtype fp32"
 
 
-def _before_and_after(
-    bank: Bank, base: Base, tokenizer: Any, material: Material, adapter: Path, n: int, reporter: Reporter
-) -> Comparison | None:
-    """The first validation examples answered with and without the adapter, for the report."""
-    examples = [each for each in material.validation[:n] if each.text is None]  # a text answers nothing
-    if not examples:
-        return None
-    bank.swap(SLOT, adapter)  # the best checkpoint, which may not be the last
-    longest = max(len(tokenizer(example.expected)["input_ids"]) for example in examples)
-    reporter.note(f"answering {len(examples)} validation examples before and after")
+def _reported(shown: BeforeAndAfter, result: Path, folder: Path) -> Path:
+    """The report, with the examples answered by what was kept."""
     try:
-        return compare_in_bank(
-            bank,
-            SLOT,
-            tokenizer,
-            examples,
-            options=CompareOptions(n=n, max_new_tokens=min(256, 2 * longest + 8)),
-            sizes=(bytes_of(adapter), base.bytes_on_disk, base.source_bytes),
-            source=material.validation_source,
-        )
+        comparison = shown.compare(result)
     except KeyboardInterrupt:
-        run = adapter.parent
-        write_report(run, None)
+        write_report(folder, None)
         raise TrainingError(
-            f"stopped by Ctrl-C after the last step; the adapter is kept as {adapter}",
-            f"only the examples of its report are missing: scumble compare {run} --data FILE",
+            f"stopped by Ctrl-C after the last step; the {result.name} is kept as {result}",
+            f"only the examples of its report are missing: scumble compare {folder} --data FILE",
         ) from None
+    return write_report(folder, comparison.to_dict() | {"metric": None} if comparison else None)
