@@ -165,12 +165,12 @@ def test_bitsandbytes_missing_is_said_with_the_extra(monkeypatch: pytest.MonkeyP
 
 
 class Fails(torch.optim.AdamW):
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         raise RuntimeError("no kernel image\nmore")
 
 
 class Idle(torch.optim.AdamW):
-    def step(self, closure: Any = None) -> None:
+    def step(self, closure: Any = None) -> Any:
         pass
 
 
