@@ -1,10 +1,13 @@
 """What a command says while it runs: a progress bar on a terminal, now and then a line elsewhere. On stderr.
 
+A log file and a notebook are no terminals: there every line stays as it is, and none is written over another.
+
 Knows numbers to show, and nothing of where they come from.
 """
 
 from __future__ import annotations
 
+import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -13,6 +16,7 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 LINES = 10  # lines of progress over a run, where there is no terminal
+PAUSE = 60.0  # seconds without a line after which the next step gets one
 STRIDE = 100_000  # items from one line to the next, where nobody knows how many there are
 
 
@@ -43,6 +47,7 @@ class Reporter:
             TimeRemainingColumn(),
         )
         self._total, self._count, self._title = total, 0, title
+        self._said = time.monotonic()
         if not self.console.is_terminal or self.console.quiet:
             yield self
             return
@@ -61,5 +66,9 @@ class Reporter:
         elif self._total is None:
             if before // STRIDE != self._count // STRIDE:
                 self.note(f"{self._title} {self._count:,}  {shown}".rstrip())
-        elif before * LINES // self._total != self._count * LINES // self._total:
+        elif (
+            before * LINES // self._total != self._count * LINES // self._total
+            or time.monotonic() - self._said > PAUSE
+        ):
+            self._said = time.monotonic()
             self.note(f"{self._title} {self._count}/{self._total}  {shown}".rstrip())

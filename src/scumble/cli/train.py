@@ -46,6 +46,13 @@ def run(
     ] = None,
     rslora: Annotated[bool | None, typer.Option("--rslora", help="Scale by alpha / sqrt(rank).")] = None,
     dora: Annotated[bool | None, typer.Option("--dora", help="Train direction and magnitude (DoRA).")] = None,
+    init: Annotated[
+        str | None, typer.Option(help="default, gaussian, orthogonal, pissa, olora or eva. [default]")
+    ] = None,
+    init_compress: Annotated[
+        bool | None,
+        typer.Option("--init-compress", help="Save pissa and olora in the rank trained, not in twice it."),
+    ] = None,
     epochs: Annotated[float | None, typer.Option(help="Passes over the data. [3]")] = None,
     max_steps: Annotated[int | None, typer.Option(help="Stop after so many optimizer steps.")] = None,
     batch: Annotated[int | None, typer.Option(help="Examples in a micro-step. [by the data]")] = None,
@@ -134,7 +141,9 @@ def run(
         print(
             f"training loss {loss['first']:.4f} -> {loss['last']:.4f}{best}; peak memory {output.size(done.peak_bytes)}"
         )
-        print(f"{done.result.name}: {done.result}")
+        if done.early:
+            print(f"ended early: {done.early}")
+        print(f"{done.result.name}: {done.result}, as it was after step {done.best_step}")
         print(f"report: {done.report}")
         print(f"next: scumble compare {done.out} --data FILE    or    scumble chat {done.out}")
 

@@ -105,7 +105,13 @@ def earlier_run(out: str | Path | None, given: TrainOptions) -> Earlier | None:
     try:
         facts = json.loads(path.read_text(encoding="utf-8"))
         recorded = facts["options"]
-        facts["base"]["hash"], facts["data"]["hash"], facts["training"]["threads"], facts["versions"]
+        (
+            facts["base"]["hash"],
+            facts["data"]["hash"],
+            facts["training"]["threads"],
+            facts["versions"],
+            facts["lora"],
+        )
     except (ValueError, LookupError, TypeError) as error:
         raise ConfigError(f"{path} is damaged", "start over with --force") from error
     told = given.model_dump(mode="json")

@@ -46,6 +46,8 @@ class Run:
         seconds: of training alone.
         loss: `first` and `last` training loss, and `best_eval`.
         peak_bytes: highest memory while training.
+        best_step: after which the result is how the subject was.
+        early: why it ended before its last step; None where it did not.
     """
 
     out: Path
@@ -56,6 +58,8 @@ class Run:
     seconds: float
     loss: dict[str, float | None]
     peak_bytes: int
+    best_step: int | None = None
+    early: str | None = None
 
     @property
     def model(self) -> Path | None:
@@ -90,7 +94,16 @@ class Run:
             "report": str(self.report),
             **{
                 name: getattr(self, name)
-                for name in ("steps", "tokens", "seconds", "tokens_per_second", "loss", "peak_bytes")
+                for name in (
+                    "steps",
+                    "tokens",
+                    "seconds",
+                    "tokens_per_second",
+                    "loss",
+                    "peak_bytes",
+                    "best_step",
+                    "early",
+                )
             },
         }
 
@@ -154,7 +167,16 @@ def train(
     settings = settle(settled, len(encoded.examples), opened.model.config)
     with (
         with_threads(threads.train),
-        closing(open_subject(shape, opened, tokenizer, reporter, own=opened is not base)) as subject,
+        closing(
+            open_subject(
+                shape,
+                opened,
+                tokenizer,
+                reporter,
+                own=opened is not base,
+                examples=encoded.examples,
+            )
+        ) as subject,
     ):
         make_optimizer(subject.parameters(), settings)  # what it refuses, it refuses before there is a folder
         measured = measure(settled, subject, tokenizer, material)
@@ -180,7 +202,7 @@ def train(
             report = _reported(shown, result, folder)
             record.over()
     told = (outcome.steps, outcome.tokens, outcome.seconds, _losses(outcome), outcome.peak_bytes)
-    return Run(folder, result, report, *told)
+    return Run(folder, result, report, *told, record.best, outcome.early)
 
 
 def _record(
@@ -212,7 +234,9 @@ def _finished(earlier: Earlier) -> Run:
     """A run that came to its end, from what it wrote down."""
     found, folder = earlier.facts["result"], earlier.folder
     result = folder / ("model" if earlier.options.method == "full" else "adapter")
-    figures = (found[name] for name in ("steps", "tokens", "seconds", "loss", "peak_bytes"))
+    figures = (
+        found.get(name) for name in ("steps", "tokens", "seconds", "loss", "peak_bytes", "best_step", "early")
+    )
     return Run(folder, result, folder / "report.html", *figures)
 
 
