@@ -177,7 +177,8 @@ def test_rotations_are_the_same_numbers_wherever_an_example_lies() -> None:
 
 def of_engine(made: Pair, examples: Sequence[Encoded], batch: int, dropout: float, repeat: int = 0) -> Any:
     subject = AdapterSubject(made.bank, SLOT)
-    engine = Engine(subject, batch, dropout=bool(dropout), repeat=repeat, reporter=Reporter(quiet=True))
+    assert subject.drops == (dropout > 0)
+    engine = Engine(subject, batch, repeat=repeat, reporter=Reporter(quiet=True))
     parameters = made.bank.parameters(SLOT)
     for parameter in parameters.values():
         parameter.grad = None
