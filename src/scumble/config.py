@@ -116,6 +116,12 @@ class TrainOptions(DataOptions, LoraOptions):
     base: str | None = Field(None, description="Alias, folder, hub name or GGUF file")
     method: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or all weights")
     from_: str | None = Field(None, description="Adapter to go on from, whose shape is taken")
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"] = Field(
+        "default", description="How A and B begin"
+    )
+    init_compress: bool = Field(
+        False, description="Save pissa and olora in the rank trained, not in twice it"
+    )
     epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training data")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps")
     batch: int | None = Field(None, ge=1, description="Examples in a micro-step")
@@ -135,7 +141,9 @@ class TrainOptions(DataOptions, LoraOptions):
         "adamw", description="AdamW of torch, or one of bitsandbytes"
     )
     lora_plus: float | None = Field(None, gt=0, allow_inf_nan=False, description="Rate of B over that of A")
-    rates: dict[str, float] = Field({}, description="Highest rates of single modules, by parts of their names")
+    rates: dict[str, float] = Field(
+        {}, description="Highest rates of single modules, by parts of their names"
+    )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; inf for none")
     max_length: int = Field(2048, ge=2, description="Tokens of the longest example")
     eval: str | float | None = Field(None, description="A file, a share such as 0.1, or 0 for none")

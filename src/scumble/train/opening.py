@@ -1,17 +1,20 @@
 """From options to what is trained: the base, the shape of the adapter, and the subject made of them.
 
-Knows bases, specs and adapters; nothing of data, and nothing of how to train.
+Knows bases, specs and adapters, and hands encoded examples on; nothing of how to train.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 from scumble.config import LoraOptions, TrainOptions
+from scumble.data.encoding import Encoded
 from scumble.errors import ConfigError
 from scumble.lora.adapter import Adapter, find_adapter
 from scumble.lora.bank import Bank
+from scumble.lora.initial import DEFAULT, SHIFTED, check_initial
 from scumble.lora.spec import LoraSpec
 from scumble.lora.targets import expand_targets
 from scumble.models.base import Base, load_base
@@ -19,6 +22,7 @@ from scumble.models.weights import device_named, dtype_named
 from scumble.progress import Reporter
 from scumble.train.checkpoints import hash_of
 from scumble.train.resume import Earlier
+from scumble.train.shifted import begun_adapter, begun_subject
 from scumble.train.subject import AdapterSubject, Figures, Subject
 from scumble.train.whole import WholeModel
 
@@ -59,7 +63,8 @@ def shape_of(options: TrainOptions, lora: LoraSpec | Any | None, earlier: Earlie
     """
     asked = sorted(options.model_fields_set & set(LoraOptions.model_fields)) if earlier is None else []
     if options.method == "full":
-        wrong = [*asked, *(["from"] if options.from_ else []), *(["lora"] if lora is not None else [])]
+        named = {"from": options.from_, "lora": lora, "init": options.init != DEFAULT}
+        wrong = [*asked, *(name for name, given in named.items() if given)]
         if wrong:
             raise ConfigError(
                 f"{', '.join(wrong)} is given with --method full, which trains no adapter", "leave it out"
@@ -80,6 +85,15 @@ def shape_of(options: TrainOptions, lora: LoraSpec | Any | None, earlier: Earlie
                 f"lora is another shape than there is: {spec.difference(given)}", "leave it out"
             )
         spec = given
+    check_initial(options.init, spec)
+    if options.init != DEFAULT and start is not None:
+        raise ConfigError(
+            f"--init {options.init} and --from are both given", "an adapter that there is has begun already"
+        )
+    if options.init_compress and (options.init not in SHIFTED or spec.rank_pattern):
+        raise ConfigError(
+            "--init-compress is for --init pissa or olora with one rank", "leave --init-compress out"
+        )
     adopted = {
         "rank": spec.rank,
         "alpha": float(spec.alpha),
@@ -109,7 +123,15 @@ def open_base(base: Base | str | None, shape: Shape, earlier: Earlier | None) ->
     return base
 
 
-def open_subject(shape: Shape, base: Base, tokenizer: Any, reporter: Reporter, *, own: bool) -> Subject:
+def open_subject(
+    shape: Shape,
+    base: Base,
+    tokenizer: Any,
+    reporter: Reporter,
+    *,
+    own: bool,
+    examples: Sequence[Encoded] = (),
+) -> Subject:
     """What is trained, to be closed when the run is over.
 
     Args:
@@ -118,6 +140,7 @@ def open_subject(shape: Shape, base: Base, tokenizer: Any, reporter: Reporter, *
         tokenizer: with the template that is trained with.
         reporter: is warned where an adapter goes on over another base.
         own: the base was loaded for this run, and nobody wants it back.
+        examples: to train on, which `--init eva` looks at.
     """
     if shape.spec is None:
         return WholeModel(base, tokenizer, keep=not own)
@@ -127,9 +150,16 @@ def open_subject(shape: Shape, base: Base, tokenizer: Any, reporter: Reporter, *
             f"the adapter {shape.options.from_} was trained on a base with hash {start.base_hash} "
             f"({start.spec.base_name}), and this base has hash {base.hash} ({base.name})"
         )
+    kind, seed = shape.options.init, shape.options.seed
+    if kind != DEFAULT:
+        reporter.note(f"beginning as {kind} has it")
+        start = begun_adapter(kind, shape.spec, base, seed, examples)
     bank = Bank(base)
     try:
-        bank.trainable(SLOT, shape.spec, seed=shape.options.seed, start=start)
+        if kind != DEFAULT and start is not None:
+            compress = shape.options.init_compress
+            return begun_subject(bank, SLOT, kind, seed, start, compress=compress, reporter=reporter)
+        bank.trainable(SLOT, shape.spec, seed=seed, start=start)
     except BaseException:
         bank.close()
         raise
