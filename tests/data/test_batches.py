@@ -7,9 +7,11 @@ import math
 import pytest
 import torch
 
-from scumble.compare.loss import loss_sum, mean_loss, token_losses
-from scumble.data.batches import IGNORED, batches_by_length, collate
+from scumble.compare import loss
+from scumble.compare.loss import groups_of, loss_sum, mean_loss, token_losses
+from scumble.data.batches import IGNORED, collate
 from scumble.data.encoding import Encoded
+from scumble.models.packable import Ways
 from tests.bases import encoded, letters_model, sums
 
 SHORT = Encoded((5, 6, 7), (False, False, True), 4, "a")
@@ -34,14 +36,17 @@ def test_logits_are_kept_from_the_first_that_predicts_a_supervised_token() -> No
     assert collate([Encoded((1, 2, 3), (True, True, True), 0, "")]).keep == 3
 
 
-def test_every_example_once_and_by_length() -> None:
+def test_where_a_model_pads_every_example_stands_once_with_those_of_its_length(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setattr(loss, "ways_of", lambda model: Ways(False, False, "on purpose"))
     examples = encoded(sums(23))
-    batches = list(batches_by_length(examples, 4))
-    numbers = [int(n) for batch in batches for n in batch.examples[:, 0]]
-    assert sorted(numbers) == list(range(23))
-    assert [batch.ids.shape[0] for batch in batches] == [4] * 5 + [3]
-    assert sum(batch.tokens for batch in batches) == sum(len(e.ids) for e in examples)
-    assert sum(batch.targets for batch in batches) == sum(e.targets for e in examples)
+    groups = groups_of(None, examples, 4)
+    assert sorted(e.number for group in groups for e in group) == list(range(23))
+    assert [len(group) for group in groups] == [4] * 5 + [3]
+    lengths = [len(e.ids) for group in groups for e in group]
+    assert lengths == sorted(lengths)
+    assert len(groups_of(None, examples[:4], 4, processes=3)) >= 2
 
 
 def by_hand(model: torch.nn.Module, example: Encoded) -> float:

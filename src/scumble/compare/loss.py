@@ -7,7 +7,7 @@ a chunk's gradient is made with it (as in Liger Kernel, arXiv:2410.10989), and i
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 from torch.utils.checkpoint import checkpoint
 
-from scumble.data.batches import IGNORED, Batch, batches_by_length, collate
+from scumble.data.batches import IGNORED, Batch, collate
 from scumble.data.encoding import Encoded
 from scumble.data.packing import Packed, micro_batches, pack
 from scumble.models.attention import packed
@@ -33,6 +33,25 @@ def lay_out(model: Any, examples: Sequence[Encoded], *, share: bool = True) -> P
         share: compute what several begin with once, where that pays; not with dropout.
     """
     return pack(examples, share=share) if ways_of(model).packed else collate(examples)
+
+
+def groups_of(
+    model: Any, examples: Sequence[Encoded], size: int, *, share: bool = True, processes: int = 1
+) -> list[list[Encoded]]:
+    """Examples in groups for `lay_out`, none larger in memory than `size` of the longest side by side.
+
+    Args:
+        model: a causal model of transformers.
+        examples: at least one.
+        size: examples at once, where they are padded.
+        share: as for `lay_out`.
+        processes: among which the groups are shared out; there is one for each where there are enough examples.
+    """
+    if ways_of(model).packed:
+        return micro_batches(examples, size, share=share, processes=processes)
+    ordered = sorted(examples, key=lambda example: (len(example.ids), example.number))
+    size = min(size, -(-len(ordered) // processes))
+    return [ordered[i : i + size] for i in range(0, len(ordered), size)]
 
 
 def loss_sum(model: Any, batch: Packed | Batch) -> Tensor:
@@ -87,17 +106,11 @@ def mean_loss(model: Any, examples: Sequence[Encoded], batch: int, device: torch
         device: of the model.
     """
     total, targets = 0.0, 0
-    for laid in _batches(model, examples, batch):
+    for group in groups_of(model, examples, batch):
+        laid = lay_out(model, group)
         total += float(loss_sum(model, laid.to(device)))
         targets += laid.targets
     return total / targets
-
-
-def _batches(model: Any, examples: Sequence[Encoded], size: int) -> Iterator[Packed | Batch]:
-    if ways_of(model).packed:
-        yield from (pack(group, share=True) for group in micro_batches(examples, size, share=True))
-    else:
-        yield from batches_by_length(examples, size)
 
 
 class _FrozenHead(torch.autograd.Function):

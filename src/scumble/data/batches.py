@@ -6,7 +6,7 @@ padding is never attended to and never has a loss. How examples are laid out cha
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -80,10 +80,3 @@ def collate(examples: Sequence[Encoded]) -> Batch:
         targets=int((labels != IGNORED).sum()),
         tokens=int(mask.sum()),
     )
-
-
-def batches_by_length(examples: Sequence[Encoded], size: int) -> Iterator[Batch]:
-    """Batches of at most `size` examples of similar length; every example once."""
-    ordered = sorted(examples, key=lambda example: len(example.ids))
-    for start in range(0, len(ordered), size):
-        yield collate(ordered[start : start + size])

@@ -72,10 +72,7 @@ def pack(examples: Sequence[Encoded], *, share: bool = False) -> Packed:
         share: compute what several begin with once, where that saves enough. Not with dropout, whose masks differ
             from example to example.
     """
-    tree = row_of_trees([len(example.ids) for example in examples])
-    if share and len(examples) > 1:
-        shared = shared_tree(examples)
-        tree = shared if shared.tokens <= (1 - WORTH) * tree.tokens else tree
+    tree = _tree(examples, share=share)
     ids: list[int] = []
     numbers: list[int] = []
     for node in tree.nodes:
@@ -93,6 +90,15 @@ def pack(examples: Sequence[Encoded], *, share: bool = False) -> Packed:
         segments=tuple((node.start, node.end, node.until, node.depth, node.parent) for node in tree.nodes),
         tokens=sum(len(example.ids) for example in examples),
     )
+
+
+def _tree(examples: Sequence[Encoded], *, share: bool) -> Tree:
+    """The tree that they are laid out as."""
+    apart = row_of_trees([len(example.ids) for example in examples])
+    if not share or len(examples) == 1:
+        return apart
+    shared = shared_tree(examples)
+    return shared if shared.tokens <= (1 - WORTH) * apart.tokens else apart
 
 
 def shared_tree(examples: Sequence[Encoded], least: int = LEAST) -> Tree:
@@ -117,26 +123,27 @@ def micro_batches(
     """
     by: Any = (lambda e: (e.ids, e.number)) if share else (lambda e: (len(e.ids), e.number))
     ordered = sorted(step, key=by)
-    lengths = [len(example.ids) for example in ordered]
-    most = size * max(lengths)
-    cost = list(lengths)
+    cost = [len(example.ids) for example in ordered]
+    most = size * max(cost)
     if share:
         for i, (a, b) in enumerate(pairwise(ordered), start=1):
             common = common_prefix(a.ids[: _first_supervised(a)], b.ids[: _first_supervised(b)])
             cost[i] -= common if common >= LEAST else 0
     count = max(-(-sum(cost) // most), min(processes, len(ordered)))
-    even = sum(cost) / count
-    groups: list[list[Encoded]] = []
-    filled = 0
-    for example, length, added in zip(ordered, lengths, cost, strict=True):
-        # the first of a group shares with nobody
-        if not groups or filled >= even or filled + added > most:
-            groups.append([])
-            filled = 0
-            added = length
-        groups[-1].append(example)
-        filled += added
-    return groups
+    groups: list[list[Encoded]] = [[] for _ in range(count)]
+    before = 0
+    for example, added in zip(ordered, cost, strict=True):
+        groups[before * count // sum(cost)].append(example)
+        before += added
+    return [part for group in groups if group for part in _within(group, most, share=share)]
+
+
+def _within(group: list[Encoded], most: int, *, share: bool) -> list[list[Encoded]]:
+    """A group cut in halves until none has more than `most` positions, or is one example."""
+    if len(group) == 1 or _tree(group, share=share).tokens <= most:
+        return [group]
+    half = len(group) // 2
+    return [*_within(group[:half], most, share=share), *_within(group[half:], most, share=share)]
 
 
 def _first_supervised(example: Encoded) -> int:

@@ -16,9 +16,9 @@ from dataclasses import dataclass
 
 import torch
 
-from scumble.compare.loss import lay_out, loss_sum
+from scumble.compare.loss import groups_of, lay_out, loss_sum
 from scumble.data.encoding import Encoded
-from scumble.data.packing import Packed, micro_batches
+from scumble.data.packing import Packed
 from scumble.errors import TrainingError
 from scumble.lora.dropout import TokenMarks
 from scumble.models.checkpointing import checkpointed
@@ -115,14 +115,15 @@ class Engine:
                 )
 
     def _gradient(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
+        model = self.subject.model
         targets = sum(sum(example.supervised[1:]) for example in examples)
-        groups = micro_batches(examples, self.batch, share=self.share, processes=self._processes)
+        groups = groups_of(model, examples, self.batch, share=self.share, processes=self._processes)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         computed = tokens = 0
         for group in groups[self._process :: self._processes]:
-            batch = lay_out(self.subject.model, group, share=self.share).to(self.device)
+            batch = lay_out(model, group, share=self.share).to(self.device)
             self.subject.mark(TokenMarks(batch.examples, batch.positions, step))
-            loss = loss_sum(self.subject.model, batch) / targets
+            loss = loss_sum(model, batch) / max(targets, 1)
             (loss * self.scale).backward()
             total += loss.detach()
             computed += batch.computed if isinstance(batch, Packed) else batch.tokens
@@ -154,7 +155,7 @@ class Engine:
 
     def _as_memory_asks(self, examples: Sequence[Encoded]) -> int:
         """As few layers computed twice as the memory allows."""
-        # as `micro_batches` fills a group
+        # as `groups_of` fills a group
         need = measure_need(
             self.subject, examples, self.batch * max(len(example.ids) for example in examples)
         )
