@@ -61,12 +61,16 @@ def main() -> None:
             made = examples(shared, [OWN] * 16, draw)
             left = shared_tree(made, least=2).tokens / sum(len(each.ids) for each in made)
             once, each = compare(lambda made=made: _shared(made), lambda made=made: pack(made))
-            print(f"{shared:4} shared of {shared + OWN}: {left:.0%} of the tokens, {once / each:.0%} of the time")
+            print(
+                f"{shared:4} shared of {shared + OWN}: {left:.0%} of the tokens, {once / each:.0%} of the time"
+            )
         lengths = [min(512, max(20, round(draw.lognormvariate(5.2, 0.6)))) for _ in range(16)]
         made = examples(0, lengths, draw)
         real = sum(lengths) / (16 * max(lengths))
         packed, padded = compare(lambda: pack(made), lambda: collate(made))
-        print(f"packed: {real:.0%} of the positions of padded rows hold a token, {packed / padded:.0%} of the time")
+        print(
+            f"packed: {real:.0%} of the positions of padded rows hold a token, {packed / padded:.0%} of the time"
+        )
 
 
 def _shared(made: list[Encoded]) -> object:

@@ -48,19 +48,32 @@ def keep_mask(key: int, marks: TokenMarks, features: int, rate: float) -> Tensor
         rate: share dropped, from 0 to 1.
 
     Returns:
-        (batch, sequence, features), True where x stays.
+        (batch, sequence, features), True where x stays, which is `kept_share` of it.
     """
     step = _mix(
         torch.tensor(key, dtype=torch.int64, device=marks.examples.device) + marks.step * _GOLDEN % 2**62
     )
     row = _mix(_mix(marks.examples.to(torch.int64) + step) + marks.positions.to(torch.int64))
-    column = _mix(torch.arange(features, dtype=torch.int64, device=row.device) * _GOLDEN + step)
-    bits = _mix(row.unsqueeze(-1) + column)
-    return ((bits >> 40) & 0xFFFFFF) >= round(rate * 2**24)
+    # one hash gives four numbers of 16 bits
+    column = torch.arange(-(-features // 4), dtype=torch.int64, device=row.device)
+    bits = _mix(row.unsqueeze(-1) + _mix(column * _GOLDEN + step))
+    return bits.view(torch.int16)[..., :features] >= _threshold(rate)
+
+
+def kept_share(rate: float) -> float:
+    """The share of x that stays: 1 - rate, in steps of 1 / 65536."""
+    return (2**15 - _threshold(rate)) / 2**16
+
+
+def _threshold(rate: float) -> int:
+    """The smallest signed number of 16 bits that stays; some do at any rate below 1."""
+    return min(round(rate * 2**16), 2**16 - 1) - 2**15
 
 
 def _mix(z: Tensor) -> Tensor:
     """SplitMix64's finaliser, elementwise, on int64 with wrap-around."""
     z = (z ^ ((z >> 30) & 0x3FFFFFFFF)) * _M1
-    z = (z ^ ((z >> 27) & 0x1FFFFFFFFF)) * _M2
-    return z ^ ((z >> 31) & 0x1FFFFFFFF)
+    z ^= (z >> 27).bitwise_and_(0x1FFFFFFFFF)
+    z *= _M2
+    z ^= (z >> 31).bitwise_and_(0x1FFFFFFFF)
+    return z

@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional
 
-from scumble.lora.dropout import TokenMarks, keep_mask
+from scumble.lora.dropout import TokenMarks, keep_mask, kept_share
 from scumble.lora.recipe import Recipe
 
 
@@ -34,10 +34,13 @@ class Dropping:
     def __init__(self, key: int, marks: TokenMarks, rate: float) -> None:
         self.key, self.marks, self.rate = key, marks, rate
 
-    def __call__(self, x: Tensor) -> Tensor:
-        """What is left of x, scaled up; x is (batch x sequence, features)."""
-        keep = keep_mask(self.key, self.marks, x.shape[-1], self.rate).flatten(0, 1)
-        return torch.where(keep, x, 0) / (1 - self.rate)
+    def keep(self, features: int) -> Tensor:
+        """Where x stays, (batch x sequence, features)."""
+        return keep_mask(self.key, self.marks, features, self.rate).flatten(0, 1)
+
+    def apply(self, keep: Tensor, x: Tensor) -> Tensor:
+        """What is left of x, scaled up; linear, and its own transpose."""
+        return torch.where(keep, x, 0).mul_(1 / kept_share(self.rate))
 
 
 def fused_linear(
@@ -81,7 +84,7 @@ class _FusedLinear(torch.autograd.Function):
     ) -> Tensor:
         rows = x.flatten(0, -2)
         y = functional.linear(rows, W, bias)
-        seen = rows if drop is None else drop(rows)
+        seen = rows if drop is None else drop.apply(drop.keep(rows.shape[1]), rows)
         h = seen.to(A.dtype) @ A.T  # (rows, rank)
         if y.dtype == B.dtype:
             y.addmm_(h, B.T, alpha=scale)
@@ -101,10 +104,11 @@ class _FusedLinear(torch.autograd.Function):
         wide = grad.to(B.dtype)
         dh = (wide @ B) * ctx.scale  # (rows, rank)
         dx = dA = dB = None
+        keep = None if ctx.drop is None else ctx.drop.keep(A.shape[1])
         if ctx.needs_input_grad[0]:
             dx = grad @ W
-            if ctx.drop is not None:
-                dx += ctx.drop(dh @ A).to(dx.dtype)  # dropping is linear, and its own transpose
+            if keep is not None:
+                dx += ctx.drop.apply(keep, dh @ A).to(dx.dtype)
             elif dx.dtype == A.dtype:
                 dx.addmm_(dh, A)
             else:
@@ -113,7 +117,7 @@ class _FusedLinear(torch.autograd.Function):
         if ctx.needs_input_grad[3]:
             x = kept[0] if ctx.making is None else ctx.making.again(kept)
             rows = x.flatten(0, -2)
-            seen = rows if ctx.drop is None else ctx.drop(rows)
+            seen = rows if keep is None else ctx.drop.apply(keep, rows)
             dA = dh.T @ seen.to(A.dtype)
         if ctx.needs_input_grad[4]:
             dB = (wide.T @ h).mul_(ctx.scale)

@@ -20,7 +20,7 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from scumble.errors import AdapterError
-from scumble.lora.dropout import keep_mask, module_key
+from scumble.lora.dropout import keep_mask, kept_share, module_key
 from scumble.lora.fused import Dropping, fused_linear
 from scumble.lora.kernels import Term, low_rank_update
 from scumble.lora.routing import Routing, Weight
@@ -207,7 +207,7 @@ class BankLayer(nn.Module):
                 "train with dropout 0",
             )
         keep = keep_mask(module_key(slot.seed, self.path), marks, x.shape[-1], slot.dropout)
-        dropped = torch.where(keep, x, 0) / (1 - slot.dropout)
+        dropped = torch.where(keep, x, 0) / kept_share(slot.dropout)
         B, magnified = slot.B, 0.0
         if slot.magnitude is not None:
             B, magnified = self._magnified(slot, cast(Tensor, self.base(dropped)))  # type: ignore[assignment]
