@@ -17,6 +17,7 @@ import torch
 import scumble
 from scumble.errors import ConfigError, MissingFileError, OutputError, ScumbleError, TrainingError
 from scumble.models.base import Base
+from scumble.train.engine import Engine
 from scumble.train.run import Run
 from tests.bases import letters_model, letters_tokenizer, make_letters_base, sums
 from tests.train.test_loop import break_loss
@@ -55,10 +56,22 @@ def assert_same(found: Run, wanted: Run) -> None:
     assert not list(found.out.rglob(".*"))
 
 
+def break_step(monkeypatch: pytest.MonkeyPatch, number: int) -> None:
+    """Interrupt the run once so many steps are made, however a step is laid out."""
+    true = Engine.step
+
+    def step(self: Engine, at: int, examples: Any) -> Any:
+        if at == number:
+            raise KeyboardInterrupt
+        return true(self, at, examples)
+
+    monkeypatch.setattr(Engine, "step", step)
+
+
 # -- interrupted -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("at", [1, 2, 5, 8, 13, 19, 26, 28])
+@pytest.mark.parametrize("at", [1, 2, 5, 8, 13, 16])
 def test_interrupted_anywhere_it_ends_in_the_same_bytes(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, whole: Run, at: int
 ) -> None:
@@ -112,7 +125,7 @@ def test_a_recorded_number_of_threads_is_used_again(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capfd: pytest.CaptureFixture[str]
 ) -> None:
     with monkeypatch.context() as patched:
-        break_loss(patched, 9, KeyboardInterrupt())
+        break_step(patched, 4)
         patched.setenv("SCUMBLE_THREADS", "2")
         with pytest.raises(TrainingError):
             train(tmp_path / "run")
@@ -137,7 +150,7 @@ def test_a_recorded_number_of_threads_is_used_again(
 def cut(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A run that was interrupted after step 8."""
     with monkeypatch.context() as patched:
-        break_loss(patched, 15, KeyboardInterrupt())
+        break_step(patched, 8)
         with pytest.raises(TrainingError):
             train(tmp_path / "run")
     return tmp_path / "run"
