@@ -196,7 +196,7 @@ def test_a_file_that_blows_up_is_one_short_line(yaml_file):
     lines += [f"{b}: &{b} [{', '.join(['*' + a] * 9)}]" for a, b in zip("abcdefgh", "bcdefghi", strict=True)]
     with pytest.raises(ConfigError) as caught:
         read_yaml(yaml_file("\n".join([*lines, "rank: *i"])))
-    assert len(str(caught.value)) < 400
+    assert len(str(caught.value)) < 500
 
 
 def test_a_missing_file_and_a_folder(tmp_path):

@@ -161,6 +161,9 @@ class TrainOptions(DataOptions, LoraOptions):
     save_every: int | None = Field(
         None, ge=1, description="Steps from one checkpoint to the next, besides those at evaluations"
     )
+    track: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = Field(
+        None, description="Who else gets the figures of metrics.jsonl"
+    )
     seed: int = Field(0, ge=0, le=_SEEDS, description="Decides A, the order of the data, and dropout")
     gradient_checkpointing: Literal["auto", "none", "all"] = Field(
         "auto", description="Layers computed twice to save memory: as many as it takes, none or all"

@@ -106,6 +106,9 @@ def run(
         int | None,
         typer.Option(help="Steps from one checkpoint to the next, besides those at evaluations. [by time]"),
     ] = None,
+    track: Annotated[
+        str | None, typer.Option(help="tensorboard, wandb, mlflow or trackio gets the figures too.")
+    ] = None,
     seed: Annotated[
         int | None, typer.Option(help="Decides A, the order of the data, and dropout. [0]")
     ] = None,

@@ -31,6 +31,7 @@ from scumble.train.best import Best
 from scumble.train.engine import Engine, StepLoss
 from scumble.train.memory import peak_bytes, start_peak
 from scumble.train.optimizer import make_optimizer, set_rates
+from scumble.train.scaling import LossScale
 from scumble.train.schedule import factor
 from scumble.train.settings import Settings
 from scumble.train.signals import heeded
@@ -147,6 +148,7 @@ class Trainer:
         self.engine = Engine(
             self.subject, self.settings.batch, repeat=self.settings.repeat, reporter=self.reporter
         )
+        self.scale = LossScale.of(self.subject.model, self.reporter)
         self.optimizer = self.accelerator.prepare(make_optimizer(self.parameters, self.settings))
         if self.state is not None:
             self._restore(self.state)
@@ -160,7 +162,7 @@ class Trainer:
                 break
             self.stop.heed()
             started = time.perf_counter()
-            found = self.engine.step(self.outcome.steps, examples)
+            found = self._gradient(self.outcome.steps, examples)
             row = self._step(self.outcome.steps, found)
             self._note(found, row, time.perf_counter() - started)
             if self.settings.evaluates(self.outcome.steps):
@@ -178,6 +180,15 @@ class Trainer:
             for first in range(skipped * effective, len(order), effective):
                 yield [self.examples[i] for i in order[first : first + effective]]
             epoch, skipped = epoch + 1, 0
+
+    def _gradient(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
+        """The gradient of one step; in fp16 by way of a scaled loss."""
+
+        def scaled(scale: float) -> StepLoss:
+            self.engine.scale = scale
+            return self.engine.step(step, examples)
+
+        return self.scale.step(scaled, self.parameters.values())
 
     def _step(self, step: int, found: StepLoss) -> dict[str, float]:
         """One optimizer step by the gradient that is there; nothing is changed where it or the loss is not finite."""
@@ -282,6 +293,7 @@ class Trainer:
                 "best": self.best.to_dict(),
                 # how a step is laid out changes the last digits
                 "layout": {"batch": self.engine.batch, "repeat": self.engine.repeat},
+                "scale": self.scale.to_dict(),
                 "parameters": dict(self.parameters),
                 "optimizer": self.optimizer.state_dict(),
             }
@@ -294,6 +306,7 @@ class Trainer:
         with torch.no_grad():
             for name, parameter in self.parameters.items():
                 parameter.copy_(state["parameters"][name])
+        self.scale.restore(state["scale"])
         self.best, self.evaluated = Best(**state["best"]), state["evaluated"]
         self.engine.batch, self.engine.repeat = state["layout"]["batch"], state["layout"]["repeat"]
         self.outcome = Outcome(

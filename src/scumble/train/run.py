@@ -31,6 +31,7 @@ from scumble.train.report import render_report
 from scumble.train.resume import Earlier, earlier_run
 from scumble.train.settings import settle
 from scumble.train.subject import Subject
+from scumble.train.trackers import check_tracker, tracked
 
 
 @dataclass(frozen=True)
@@ -158,6 +159,7 @@ def train(
         folder = earlier.folder
     else:
         folder = refuse_existing(out, force=force, inputs=reads) if out is not None else _numbered(data)
+    check_tracker(settled.track)
     material = read_material(data, settled)
     opened = open_base(base, shape, earlier)
     encoded, validation = encode_material(material, opened, settled, reporter)
@@ -184,15 +186,18 @@ def train(
         announce(reporter, facts | shape.facts())
         subject.announce(reporter, folder)
         shown = BeforeAndAfter(subject, opened, tokenizer, material, examples_in_report, reporter)
-        with closing(
-            _record(folder, subject, facts | shape.facts(), earlier, reporter, force=force)
-        ) as record:
+        with (
+            closing(
+                _record(folder, subject, facts | shape.facts(), earlier, reporter, force=force)
+            ) as record,
+            tracked(record, settled, opened.device, reporter) as kept,
+        ):
             trainer = Trainer(
                 subject,
                 encoded.examples,
                 validation.examples,
                 settings,
-                record,
+                kept,
                 reporter,
                 measured,
                 record.state,
