@@ -109,7 +109,9 @@ def open_base(base: Base | str | None, shape: Shape, earlier: Earlier | None) ->
     """The base: as given, by the name given, or the one that the adapter to go on from was made for."""
     options = shape.options
     if not isinstance(base, Base):
-        name = base or options.base or (shape.start.spec.base_name if shape.start is not None else None)
+        # an empty name is one that was given, and is refused by `load_base`
+        adapters = shape.start.spec.base_name if shape.start is not None else None
+        name = next((each for each in (base, options.base, adapters) if each is not None), None)
         device = options.device or (earlier.facts["base"]["device"] if earlier else None)
         # small steps of all weights need the digits, unless the user says otherwise
         dtype = options.dtype or ("fp32" if shape.spec is None else None)
