@@ -16,7 +16,7 @@ WRONG = [
     (["train", "good.jsonl", "--out", "run", "--rank", "x"], "invalid value for '--rank'", "scumble train"),
     (["train", "good.jsonl", "--out", "run", "--rank", "2.5"], "invalid value for '--rank'", "scumble train"),
     (["train", "good.jsonl", "--out", "run", "--rnak", "4"], "no such option: --rnak", "scumble train"),
-    (["train", "good.jsonl", "--out", "run", "--resume"], "no such option: --resume", "scumble train"),
+    (["train", "good.jsonl", "--out", "run", "--restart"], "no such option: --restart", "scumble train"),
     (["train", "good.jsonl", "more", "--out", "run"], "got unexpected extra argument", "scumble train"),
     (["train", "good.jsonl", "--out"], "--out", "--help"),
     (["compare", "run"], "missing option '--data'", "scumble compare --help"),
