@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -163,47 +164,31 @@ def train(
     material = read_material(data, settled)
     opened = open_base(base, shape, earlier)
     encoded, validation = encode_material(material, opened, settled, reporter)
-    tokenizer = tokenizer_for(opened, settled)
     threads = earlier.threads if earlier else threads_for(opened.model)
-    count = sum(parameter.numel() for parameter in opened.model.parameters())
     settings = settle(settled, len(encoded.examples), opened.model.config)
-    with (
-        with_threads(threads.train),
-        closing(
-            open_subject(
-                shape,
-                opened,
-                tokenizer,
-                reporter,
-                own=opened is not base,
-                examples=encoded.examples,
-            )
-        ) as subject,
-    ):
+    tokenizer, own = tokenizer_for(opened, settled), opened is not base
+    count = sum(parameter.numel() for parameter in opened.model.parameters())
+    begun = open_subject(shape, opened, tokenizer, reporter, own=own, examples=encoded.examples)
+    with with_threads(threads.train), closing(begun) as subject:
         make_optimizer(subject.parameters(), settings)  # what it refuses, it refuses before there is a folder
-        measured = measure(settled, subject, tokenizer, material)
         facts = run_facts(settled, settings, opened, subject, count, material, encoded, validation, threads)
-        announce(reporter, facts | shape.facts())
+        facts |= shape.facts()
+        announce(reporter, facts)
         subject.announce(reporter, folder)
         shown = BeforeAndAfter(subject, opened, tokenizer, material, examples_in_report, reporter)
-        with (
-            closing(
-                _record(folder, subject, facts | shape.facts(), earlier, reporter, force=force)
-            ) as record,
-            tracked(record, settled, opened.device, reporter) as kept,
-        ):
-            trainer = Trainer(
-                subject,
-                encoded.examples,
-                validation.examples,
-                settings,
-                kept,
-                reporter,
-                measured,
-                record.state,
-            )
+        trainer = partial(
+            Trainer,
+            subject,
+            encoded.examples,
+            validation.examples,
+            settings,
+            reporter=reporter,
+            measure=measure(settled, subject, tokenizer, material),
+        )
+        record = _record(folder, subject, facts, earlier, reporter, force=force)
+        with closing(record), tracked(record, settled, opened.device, reporter) as kept:
             command = f"scumble train {material.source} --out {folder} --resume"
-            outcome, result = _trained(trainer, record, command)
+            outcome, result = _trained(trainer(record=kept, state=record.state), record, command)
             report = _reported(shown, result, folder)
             record.over()
     told = (outcome.steps, outcome.tokens, outcome.seconds, _losses(outcome), outcome.peak_bytes)
