@@ -31,6 +31,7 @@ CHANGED = CHATML.replace("<|im_start|>assistant\n", "<|im_start|>assistant\n<thi
 def two_for_all_but_ten(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     monkeypatch.setattr(encoding, "FEW", 10)
     monkeypatch.setattr(groups, "TOGETHER", 7)
+    monkeypatch.setattr(groups, "SOME", 3)
     monkeypatch.setattr("scumble.data.processes.cores", lambda: 2)
     yield
     assert not multiprocessing.active_children()
@@ -140,6 +141,13 @@ def test_processes_are_lent_to_several_calls() -> None:
         assert list(encode_each(examples, tokenizer, on_error=lambda _: None, processes=lent)) == expected
     assert lent.started
     lent.close()
+
+
+def test_where_none_can_be_encoded_each_is_said() -> None:
+    bad = [Example(({"role": "assistant", "content": "I begin"},), f"line {i}", number=i) for i in range(60)]
+    errors: list[DataError] = []
+    assert list(encode_each(bad, letters_tokenizer(), on_error=errors.append)) == []
+    assert [error.line or 0 for error in errors] == list(range(60))
 
 
 def test_one_that_ends_is_said() -> None:

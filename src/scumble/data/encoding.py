@@ -10,18 +10,21 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
 from itertools import islice
+from operator import attrgetter
 from typing import Any
 
 from scumble.data.example import Example
 from scumble.data.groups import (
     Coded,
     Group,
+    Numbered,
     Templates,
     coded,
-    groups_of,
     masked_of,
     packed,
+    pieces_of,
     rendered_group,
+    restored,
     tokenized,
     unpacked,
 )
@@ -151,7 +154,8 @@ def encode_each(
         ScumbleError: a process has ended.
     """
     crew = processes or encoding_processes(tokenizer, train_on=train_on, template=template)
-    make = partial(_made_here, tokenizer=tokenizer, template=template, train_on=train_on, on_error=on_error)
+    templates = Templates(tokenizer, template)
+    make = partial(_made_here, tokenizer=tokenizer, templates=templates, train_on=train_on, on_error=on_error)
     numbered = enumerate(examples)
     try:
         if crew.count < 2:
@@ -159,15 +163,17 @@ def encode_each(
             return
         if not crew.started:  # for a few examples none is
             yield from make(islice(numbered, FEW))
-        for group, made in crew.each(groups_of(numbered)):
+        for piece, made in crew.each(pieces_of(numbered)):
             if made is None:
-                yield from make(iter(group))
+                yield from make(restored(piece.pickled))
                 continue
-            for given, found in zip(group, unpacked(made), strict=True):
-                if found is None:
-                    yield from make(iter([given]))  # to meet its error
-                else:
-                    yield _encoded(given[0], given[1], found)
+            again: list[Numbered] = []
+            for index, found in enumerate(unpacked(made)):
+                if found is not None:
+                    yield _encoded(piece.numbers[index], piece.places[index], found)
+                    continue
+                again = again or list(restored(piece.pickled))
+                yield from make(iter([again[index]]))  # to meet its error
     finally:
         if processes is None:
             crew.close()
@@ -178,7 +184,10 @@ def encoding_processes(
 ) -> Processes:
     """Processes for more than one call of `encode_each` with the same settings; to be closed after the last."""
     templates = Templates(tokenizer, template)
-    return Processes(partial(packed, tokenizer=tokenizer, templates=templates, train_on=train_on))
+    return Processes(
+        partial(packed, tokenizer=tokenizer, templates=templates, train_on=train_on),
+        sent=attrgetter("pickled"),
+    )
 
 
 def encode(
@@ -204,7 +213,7 @@ def encode(
     """
     masked = masked_of(example, Templates(tokenizer, template), train_on)
     group: Group = [(number, example, masked)]
-    return _encoded(number, example, coded(example, masked, tokenized(group, tokenizer)[0], tokenizer))
+    return _encoded(number, example.where, coded(example, masked, tokenized(group, tokenizer)[0], tokenizer))
 
 
 def encode_prompt(
@@ -235,15 +244,15 @@ def render_spans(example: Example, tokenizer: Any, template: Template | None = N
 
 
 def _made_here(
-    numbered: Iterator[tuple[int, Example]],
+    numbered: Iterator[Numbered],
     tokenizer: Any,
-    template: Template | None,
+    templates: Templates,
     train_on: TrainOn,
     on_error: Callable[[DataError], None] | None,
 ) -> Iterator[Encoded]:
     """Encode in this process: one group is tokenized (in Rust, which holds no lock of Python's) while the next is
     rendered."""
-    read = partial(rendered_group, templates=Templates(tokenizer, template), train_on=train_on, on=on_error)
+    read = partial(rendered_group, templates=templates, train_on=train_on, on=on_error)
     with ThreadPoolExecutor(1) as pool:
         group, waiting = read(numbered), None
         while group or waiting:
@@ -266,11 +275,11 @@ def _finished(
                 raise
             on_error(error)
             continue
-        yield _encoded(number, example, made)
+        yield _encoded(number, example.where, made)
 
 
-def _encoded(number: int, example: Example, made: Coded) -> Encoded:
+def _encoded(number: int, where: str, made: Coded) -> Encoded:
     supervised = [False] * len(made.ids)
     for first, end in made.runs:
         supervised[first:end] = [True] * (end - first)
-    return Encoded(tuple(made.ids), tuple(supervised), number, example.where, made.notes)
+    return Encoded(tuple(made.ids), tuple(supervised), number, where, made.notes)

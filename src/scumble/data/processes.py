@@ -40,15 +40,18 @@ def cores() -> int:
 class Processes:
     """Forks of this process, made when the first work comes, ended by `close`."""
 
-    def __init__(self, work: Callable[[Any], Any], count: int | None = None) -> None:
+    def __init__(
+        self, work: Callable[[Any], Any], count: int | None = None, sent: Callable[[_Item], Any] | None = None
+    ) -> None:
         """What is to be done.
 
         Args:
             work: done in the fork; what it takes and gives can be pickled.
             count: how many forks; as many as there are cores where it is None.
+            sent: what of an item the work is handed; all of it where it is None.
         """
         self.count = cores() if count is None else count
-        self._work = work
+        self._work, self._sent = work, sent
         self._forks: list[tuple[Any, Connection]] = []
         self._turn = 0
 
@@ -95,7 +98,7 @@ class Processes:
             except StopIteration:
                 return
             try:
-                sent = pickle.dumps(item, pickle.HIGHEST_PROTOCOL)
+                sent = pickle.dumps(self._sent(item) if self._sent else item, pickle.HIGHEST_PROTOCOL)
             except Exception:  # whatever a caller's own object does when it is pickled
                 waiting.append((item, None))
                 continue
@@ -160,7 +163,7 @@ def _serve(connection: Connection, closed: list[Connection], work: Callable[[Any
         other.close()
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     gc.freeze()  # what is there already is neither looked through nor, by that, copied
-    gc.set_threshold(10_000)  # a piece of work leaves few cycles behind
+    gc.disable()  # a piece of work leaves few cycles behind, which are collected after it
     received: SimpleQueue[bytes | None] = SimpleQueue()
     # always ready to take, so that neither side waits for the other to take first
     Thread(target=_receive, args=(connection, received), daemon=True).start()
@@ -173,6 +176,8 @@ def _serve(connection: Connection, closed: list[Connection], work: Callable[[Any
             connection.send_bytes(made)
         except OSError:
             return
+        del made
+        gc.collect()
 
 
 def _receive(connection: Connection, received: SimpleQueue[bytes | None]) -> None:
