@@ -26,7 +26,7 @@ AT_ONCE = 256
 TOGETHER = 1000
 # so many of them are pickled at once: examples that wait as objects are looked through by every garbage collection
 SOME = 100
-LARGE = 1 << 20
+LARGE = 1 << 19
 Numbered: TypeAlias = tuple[int, Example]
 # (number, example, its mask): None for a plain text, an error for what cannot be rendered
 Group: TypeAlias = list[tuple[int, Example, Masked | DataError | None]]
