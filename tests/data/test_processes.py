@@ -172,7 +172,8 @@ def test_none_within_another(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 SCRIPT = """
-import sys, threading, time
+import signal, sys, threading, time
+signal.signal(signal.SIGINT, signal.default_int_handler)  # what a shell starts in the background ignores it
 from scumble.data import encoding, processes
 from tests.data.test_processes import here_and_there
 from tests.bases import letters_tokenizer

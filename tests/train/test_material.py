@@ -14,7 +14,7 @@ from scumble.data.checks import leakage
 from scumble.data.encoding import encode_all
 from scumble.errors import DataError
 from scumble.progress import Reporter
-from scumble.train import run as train_run
+from scumble.train import judging
 from scumble.train.material import encode_material, read_material
 from tests.bases import chat, letters_tokenizer, make_letters_base, sums
 
@@ -129,13 +129,13 @@ def test_before_and_after_are_asked_in_the_template_that_was_trained_with(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = []
-    compare = train_run.compare_in_bank
+    compare = judging.compare_in_bank
 
     def spy(bank: Any, name: str, tokenizer: Any, *args: Any, **options: Any) -> Any:
         asked.append(tokenizer.chat_template)
         return compare(bank, name, tokenizer, *args, **options)
 
-    monkeypatch.setattr(train_run, "compare_in_bank", spy)
+    monkeypatch.setattr(judging, "compare_in_bank", spy)
     template = tmp_path / "template.jinja"
     template.write_text(letters_tokenizer().chat_template.replace("<|im_start|>", "<|im_start|>:"))
     base = make_letters_base()
