@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
+
+if TYPE_CHECKING:
+    from scumble.train.run import Run
 
 NAME = "train"
 
@@ -135,19 +138,23 @@ def run(
 
     done = train(data, out=out, base=base, config=config, force=force, resume=resume, eval=eval_, **options)
 
-    def people() -> None:
-        loss = done.loss
-        best = f", best validation loss {loss['best_eval']:.4f}" if loss["best_eval"] is not None else ""
-        print(
-            f"{done.steps} steps, {done.tokens:,} tokens in {done.seconds:.0f} s ({done.tokens_per_second:.0f} tokens/s)"
-        )
-        print(
-            f"training loss {loss['first']:.4f} -> {loss['last']:.4f}{best}; peak memory {output.size(done.peak_bytes)}"
-        )
-        if done.early:
-            print(f"ended early: {done.early}")
-        print(f"{done.result.name}: {done.result}, as it was after step {done.best_step}")
-        print(f"report: {done.report}")
-        print(f"next: scumble compare {done.out} --data FILE    or    scumble chat {done.out}")
+    output.show(done, as_json, lambda: _tell(done))
 
-    output.show(done, as_json, people)
+
+def _tell(done: Run) -> None:
+    """What came of it, for people."""
+    from scumble.cli import output
+
+    loss = done.loss
+    best = f", best validation loss {loss['best_eval']:.4f}" if loss["best_eval"] is not None else ""
+    print(
+        f"{done.steps} steps, {done.tokens:,} tokens in {done.seconds:.0f} s ({done.tokens_per_second:.0f} tokens/s)"
+    )
+    print(
+        f"training loss {loss['first']:.4f} -> {loss['last']:.4f}{best}; peak memory {output.size(done.peak_bytes)}"
+    )
+    if done.early:
+        print(f"ended early: {done.early}")
+    print(f"{done.result.name}: {done.result}, as it was after step {done.best_step}")
+    print(f"report: {done.report}")
+    print(f"next: scumble compare {done.out} --data FILE    or    scumble chat {done.out}")

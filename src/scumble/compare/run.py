@@ -54,6 +54,20 @@ def compare(
     if (whole := trained_model(place)) is not None:
         return _compare_models(*whole, data, base, metric, dtype, device, settings, Reporter(quiet=quiet))
     folder = find_adapter(getattr(adapter, "adapter", adapter))
+    return _compare_adapter(folder, data, base, metric, dtype, device, settings, Reporter(quiet=quiet))
+
+
+def _compare_adapter(
+    folder: Path,
+    data: Any,
+    base: Base | str | None,
+    metric: str | Metric,
+    dtype: str | None,
+    device: str | None,
+    settings: CompareOptions,
+    reporter: Reporter,
+) -> Comparison:
+    """The base without and with an adapter, both in one bank."""
     loaded = Adapter.load(folder)
     examples = read_examples(data, "test")
     if not isinstance(base, Base):
@@ -65,7 +79,6 @@ def compare(
     bank = Bank(base)
     try:
         bank.add("adapter", loaded)
-        reporter = Reporter(quiet=quiet)
         threads = threads_for(base.model).train  # prompts of many rows, not the decoding of a few
         with with_threads(threads), reporter.bar("comparing", len(examples[: settings.limit])):
             found = compare_in_bank(

@@ -13,7 +13,7 @@ training.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
@@ -203,6 +203,25 @@ def _eva(
         eva_config=EvaConfig(rho=min(_RHO, narrow / spec.rank)),
         init_lora_weights="eva",
     )
+    try:
+        found = get_eva_state_dict(
+            model,
+            list(batches),
+            config,
+            forward_fn=_limited_forward(),
+            gather_distributed_inputs=False,
+            show_progress_bar=False,
+        )
+    finally:
+        _remove_hooks(model)
+    missing = [path for path in paths if path not in found]
+    if missing:
+        raise ConfigError(f"--init eva is for linear layers, and {missing[0]} is none", _DEFAULT)
+    return _shared_out(spec, {path: int(found[path].shape[0]) for path in paths}), found
+
+
+def _limited_forward() -> Callable[[nn.Module, Batch], Any]:
+    """A forward pass of the model that EVA may ask for `_PASSES` times: by itself it has no end."""
     passes = 0
 
     def forward(model: nn.Module, batch: Batch) -> Any:
@@ -215,31 +234,20 @@ def _eva(
             )
         return model(**batch)
 
-    try:
-        found = get_eva_state_dict(
-            model,
-            list(batches),
-            config,
-            forward_fn=forward,
-            gather_distributed_inputs=False,
-            show_progress_bar=False,
-        )
-    finally:
-        _remove_hooks(model)
-    missing = [path for path in paths if path not in found]
-    if missing:
-        raise ConfigError(f"--init eva is for linear layers, and {missing[0]} is none", _DEFAULT)
-    ranks = {path: int(found[path].shape[0]) for path in paths}
+    return forward
+
+
+def _shared_out(spec: LoraSpec, ranks: Mapping[str, int]) -> LoraSpec:
+    """The spec with these ranks; a module whose rank is 0 is no longer a target."""
     left = {path: rank for path, rank in ranks.items() if rank}
     shared = {path: rank for path, rank in left.items() if rank != spec.rank}
-    shared_out = replace(
+    return replace(
         spec,
         targets=spec.targets if len(left) == len(ranks) else tuple(left),
         rank_pattern=shared,
         # PEFT scales alpha with the rank; with rsLoRA too
         alpha_pattern={path: spec.alpha * rank / spec.rank for path, rank in shared.items()},
     )
-    return shared_out, found
 
 
 def _remove_hooks(model: nn.Module) -> None:
