@@ -88,9 +88,9 @@ class TrainJob:
         """Every second example by length, the longest among them, to try layouts on."""
         return self.part(self.order(0, by_length=True)[1::2])
 
-    def few(self, count: int) -> TrainJob:
-        """The longest examples, to warm up with."""
-        return self.part(self.order(0, by_length=True)[-count:])
+    def one_step(self) -> TrainJob:
+        """All the examples once, to warm up with."""
+        return self.part(list(range(len(self.ids))))
 
     def write(self, file: Path) -> Path:
         """Write it for another process."""

@@ -177,14 +177,14 @@ class Served:
         return {"layout": best["layout"], "tried": tried}
 
     def warm(self, threads: int, layout: dict[str, Any]) -> None:
-        """A step of one micro-batch, of the longest examples, which nobody times."""
+        """One whole optimizer step, which nobody times: the first touch of the memory that a step needs is no step's."""
         import torch
 
         torch.set_num_threads(threads)
         from scumble.lab.train_systems import Layout
 
         chosen = Layout(**layout)
-        self._train(self.job.few(chosen.batch), chosen)
+        self._train(self.job.one_step(), chosen)
 
     def round(self, layout: dict[str, Any], out: str) -> dict[str, Any]:
         """Train from the first adapter; the seconds, the losses and the peak of memory."""

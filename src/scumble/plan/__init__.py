@@ -1,0 +1,1 @@
+"""What a run takes, before anything is loaded: parameters, memory over the step, and time."""
