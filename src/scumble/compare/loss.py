@@ -135,6 +135,7 @@ class _FrozenHead(torch.autograd.Function):
                 # softmax W - the label's row of W; the division is by rows, so it can wait for the narrower product
                 rest = (scores.to(weight.dtype) @ weight).to(wide) - others * weight[own[:, 0]]
                 grad[part] = (rest / sums).to(grad.dtype)
+            del scores  # or the next chunk is made beside it
         ctx.save_for_backward(grad)
         return total
 
