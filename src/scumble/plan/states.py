@@ -15,13 +15,10 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from scumble.errors import ConfigError
 from scumble.plan.setup import Setup
-
-if TYPE_CHECKING:
-    from scumble.plan.shape import Shape, Weight
+from scumble.plan.shape import Shape, Weight
 
 FLOAT_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
 _MOMENT_BLOCK = 256  # numbers that share a scale in a moment of 8 bits
@@ -89,13 +86,17 @@ def weight_bytes(shape: Shape, setup: Setup) -> int:
     three dimensions) stays in the type that is computed in. The tables of 16 and 256 values that all blocks share are
     not counted.
     """
+    return sum(bytes_of(each, shape, setup) for each in shape.weights)
+
+
+def bytes_of(weight: Weight, shape: Shape, setup: Setup) -> int:
+    """Bytes of one of them."""
     kind = kept_type(setup)
     if kind in FLOAT_BYTES:
-        return shape.parameters * FLOAT_BYTES[kind]
-    reached = [each for each in shape.weights if is_quantised(each, shape)]
-    size = nf4_bytes if kind == "nf4" else int8_bytes
-    rest = shape.parameters - sum(each.count for each in reached)
-    return sum(size(each) for each in reached) + rest * setup.activation_bytes
+        return weight.count * FLOAT_BYTES[kind]
+    if not is_quantised(weight, shape):
+        return weight.count * setup.activation_bytes
+    return nf4_bytes(weight) if kind == "nf4" else int8_bytes(weight)
 
 
 def is_quantised(weight: Weight, shape: Shape) -> bool:
@@ -147,7 +148,8 @@ def optimizer_bytes(shape: Shape, setup: Setup, trainable: int, sizes: Sequence[
 
     AdamW of torch keeps them in the type of what is trained, bitsandbytes in fp32 or in 8 bits (Dettmers et al. 2021,
     arXiv:2110.02861) with tensors under 4,096 numbers in fp32. Paged ones count in full, since a step needs them on
-    the device: what the driver may move to the host meanwhile is `pageable_bytes`.
+    the device: what the driver may move to the host meanwhile is `pageable_bytes`. PyTorch's own counter does not see
+    those, since bitsandbytes allocates them.
     """
     if setup.optimizer == "adamw":
         return 2 * trainable * trained_size(setup)
