@@ -29,6 +29,8 @@ def fresh_adapter(
 ) -> Adapter:
     """An adapter of `spec` for the base whose modules are given, in fp32 on the CPU.
 
+    Of modules without data (the `meta` device) it is an adapter without data: its shapes alone.
+
     Args:
         spec: ranks, targets and variants.
         modules: the base's modules by path.
@@ -44,12 +46,17 @@ def fresh_adapter(
     )
     for path in saved_paths(spec, modules):
         for name, tensor in tensors_inside(modules, path).items():
-            adapter.saved[name] = tensor.detach().to("cpu", copy=True)
+            adapter.saved[name] = _copy(tensor)
     for path, rows in token_paths(spec, modules).items():
-        adapter.tokens[path] = cast(Tensor, modules[path].weight)[list(rows)].detach().to("cpu", copy=True)
+        adapter.tokens[path] = _copy(cast(Tensor, modules[path].weight)[list(rows)])
     for path in biased_paths(spec, modules, adapter.factors):
-        adapter.biases[path] = cast(Tensor, modules[path].bias).detach().to("cpu", copy=True)
+        adapter.biases[path] = _copy(cast(Tensor, modules[path].bias))
     return adapter
+
+
+def _copy(tensor: Tensor) -> Tensor:
+    """A copy on the CPU; without data where there is none."""
+    return tensor.detach().to("meta" if tensor.is_meta else "cpu", copy=True)
 
 
 def _factors(spec: LoraSpec, path: str, module: nn.Module, seed: int) -> Factors:
@@ -57,13 +64,17 @@ def _factors(spec: LoraSpec, path: str, module: nn.Module, seed: int) -> Factors
     out, width = layer.shape()
     rank = spec.rank_of(path)
     generator = torch.Generator().manual_seed(module_key(seed, path) % 2**63)
-    A, B = torch.zeros(rank, width), torch.zeros(out, rank)
+    device = "meta" if layer.weight.is_meta else "cpu"
+    A, B = torch.zeros(rank, width, device=device), torch.zeros(out, rank, device=device)
     if layer.embedding:
         B.normal_(generator=generator)
     else:
         A.uniform_(-1 / math.sqrt(width), 1 / math.sqrt(width), generator=generator)
-    magnitude = torch.linalg.vector_norm(layer.matrix().detach().float().cpu(), dim=1) if spec.dora else None
-    return Factors(A, B, torch.zeros(out) if spec.lora_bias else None, magnitude, layer.embedding)
+    bias = torch.zeros(out, device=device) if spec.lora_bias else None
+    magnitude = None
+    if spec.dora:
+        magnitude = torch.linalg.vector_norm(layer.matrix().detach().float().to(device), dim=1)
+    return Factors(A, B, bias, magnitude, layer.embedding)
 
 
 def _check_names(spec: LoraSpec, modules: Mapping[str, nn.Module]) -> None:

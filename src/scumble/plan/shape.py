@@ -23,7 +23,7 @@ from scumble.models.hub import explain
 from scumble.models.resolve import Source
 from scumble.models.skeleton import Skeleton, skeleton_of
 from scumble.models.weights import DTYPES
-from scumble.plan.configuration import checked, text_of
+from scumble.plan.configuration import checked, find_configuration, text_of
 
 Kind = Literal["linear", "conv1d", "embedding", "experts", "norm", "bias", "other"]
 _ACTIVATIONS = {
@@ -305,3 +305,13 @@ def _size(config: Any, *names: str) -> int:
         if isinstance(value, int) and not isinstance(value, bool) and value > 0:
             return value
     return 0
+
+
+def find_shape(base: str | None) -> Shape:
+    """The shape of a base by what a user calls it; see `find_configuration`.
+
+    Raises:
+        ScumbleError: there is no such base, or it is none that can be trained.
+    """
+    found = find_configuration(base)
+    return Shape.of_config(found.config, found.name, found.source)
