@@ -14,17 +14,19 @@ from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
-from torch import Tensor, nn
+import torch
+from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from scumble.lora.adapter import Adapter
 from scumble.lora.fit import fit, refuse_fused_experts
 from scumble.lora.fresh import fresh_adapter
 from scumble.lora.spec import LoraSpec
+from scumble.models.weights import DTYPES
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 
-_BYTES = {"fp32": 4, "bf16": 2, "fp16": 2}
+_TYPES = {torch.float32: "F32", torch.bfloat16: "BF16", torch.float16: "F16"}  # as safetensors calls them
 _HASH_DIGITS = 32  # of the base's hash, which an adapter's file names
 
 
@@ -67,7 +69,7 @@ def count_parameters(shape: Shape, asked: Setup | LoraSpec) -> Parameters:
         by_module: Counter[str] = Counter()
         for weight in shape.weights:
             by_module[_last(weight.path)] += weight.count
-        size = shape.parameters * _BYTES.get(asked.dtype, 2)
+        size = shape.parameters * DTYPES[asked.dtype].itemsize
         return Parameters(shape.parameters, shape.parameters, shape.parameters, dict(by_module), size)
     adapter = adapter_of(shape, asked)
     # biases of the base itself are trained in place: they add nothing to the total
@@ -142,30 +144,20 @@ def _by_module(adapter: Adapter) -> dict[str, int]:
 
 def _file_bytes(adapter: Adapter) -> int:
     """The size of `adapter_model.safetensors`: whole copies in the base's type, all else in fp32."""
-    tensors = adapter.tensors()
     saved = {id(tensor) for tensor in adapter.saved.values()}
-    names = sorted(tensors, key=lambda name: (id(tensors[name]) in saved, name))
+    kinds = {
+        name: (tensor.dtype if id(tensor) in saved else torch.float32, tensor.shape)
+        for name, tensor in adapter.tensors().items()
+    }
     header: dict[str, object] = {"__metadata__": {"base_hash": "0" * _HASH_DIGITS, "format": "pt"}}
     start = 0
-    for name in names:
-        tensor = tensors[name]
-        width = tensor.element_size() if id(tensor) in saved else 4
-        end = start + tensor.numel() * width
-        header[name] = {
-            "dtype": _kind(tensor, width),
-            "shape": list(tensor.shape),
-            "data_offsets": [start, end],
-        }
+    # the library puts wide types first, and tensors of one type by name
+    for name, (kind, shape) in sorted(kinds.items(), key=lambda each: (-each[1][0].itemsize, each[0])):
+        end = start + shape.numel() * kind.itemsize
+        header[name] = {"dtype": _TYPES[kind], "shape": list(shape), "data_offsets": [start, end]}
         start = end
     text = len(json.dumps(header, separators=(",", ":")))
     return 8 + text + -text % 8 + start
-
-
-def _kind(tensor: Tensor, width: int) -> str:
-    """The name of a data type in safetensors; types of one width that have names of one length count alike."""
-    if width == 4:
-        return "F32"
-    return "BF16" if "bfloat16" in str(tensor.dtype) else "F16"
 
 
 def _last(path: str) -> str:
