@@ -1,4 +1,4 @@
-"""One optimizer step of our engine as events on a tape: embedding, layers, loss, backward pass, optimizer.
+"""One optimizer step of our engine as events on a tape: embedding, layers, loss, backward pass.
 
 The step is a later one: the optimizer's states are there. The peak is where the tape says. Knows shapes and bytes.
 """
@@ -36,6 +36,7 @@ class _EngineStep:
         self.whole = setup.method == "full"
         self.rows = Rows(tape, setup.tokens, setup.activation_bytes)
         self.losses = Rows(tape, max(1, min(setup.losses, setup.tokens)), setup.activation_bytes)
+        self.windowed = _windowed(shape)
         self.layers = [self._layer(number, ranks) for number in range(shape.layers)]
         self.repeat = shape.layers if setup.repeat == "all" else setup.repeat
         self.embedding_grads: list[Held] = []
@@ -54,6 +55,7 @@ class _EngineStep:
             grads=below or self.whole or any("embed" in path for path in ranks),
             needed=self.losses.count if trims else None,
             all_weights=self.whole,
+            windowed=self.windowed[number],
             title=f"layer {number + 1} of {self.shape.layers}",
         )
 
@@ -63,7 +65,6 @@ class _EngineStep:
             for layer in self.layers:
                 layer.first = number == 0
             self._micro_step(number == 0)
-        self._optimizer()
 
     def _micro_step(self, first: bool) -> None:
         tape, h = self.tape, self.shape.hidden
@@ -83,7 +84,7 @@ class _EngineStep:
         tape.free(embedded if not self.layers[0].keeps_input else None)
         hidden = self.losses.take(h)
         tape.free(normed)
-        back = self._loss(hidden, first)
+        back = self._loss(hidden)
         with tape.at("backward pass of the final norm"):
             g = self.rows.take(h)
             tape.free(back)
@@ -127,13 +128,13 @@ class _EngineStep:
             layer.kept["x"] = x
         layer.backward(g)
 
-    def _loss(self, hidden: Held, first: bool) -> Held:
+    def _loss(self, hidden: Held) -> Held:
         """Logits by chunks, and the gradient of what they are made of, which is given back."""
         tape, h, vocabulary = self.tape, self.shape.hidden, self.shape.vocabulary
         size = max(1, CHUNK_BYTES // (4 * vocabulary))
         chunk = Rows(tape, min(size, self.setup.losses), self.rows.size)
         if self.whole or self.shape.head_softcap:
-            return self._trained_head(hidden, chunk, first)
+            return self._trained_head(hidden, chunk)
         with tape.at("loss"):
             grad = self.losses.take(h)
             narrow = tape.take(chunk.bytes(vocabulary), "logits")
@@ -148,38 +149,48 @@ class _EngineStep:
             tape.free(grad, hidden)
         return scaled
 
-    def _trained_head(self, hidden: Held, chunk: Rows, first: bool) -> Held:
+    def _trained_head(self, hidden: Held, chunk: Rows) -> Held:
         """Each chunk's logits are made twice; its gradient is three such matrices, and one of the output layer."""
         tape, vocabulary, h = self.tape, self.shape.vocabulary, self.shape.hidden
         with tape.at("backward pass of the loss"):
             grad = self.losses.take(h)
-            head = None
-            if self.whole:
-                head = tape.take(vocabulary * h * self.rows.size, "gradients")
-                self.embedding_grads.append(head)
-            logits = [tape.take(chunk.bytes(vocabulary, WIDE), "logits") for _ in range(3)]
-            if self.whole and self.setup.losses > chunk.count:
-                tape.pulse(vocabulary * h * self.rows.size, "gradients")
-            tape.free(*logits, hidden)
+            chunks = -(-self.setup.losses // chunk.count)
+            # all alike, and the third sum of the output layer's gradients is no larger than the second
+            for number in range(min(chunks, 2)):
+                logits = [tape.take(chunk.bytes(vocabulary, WIDE), "logits") for _ in range(3)]
+                tape.free(*logits[1:])
+                head = tape.take(self._head_bytes if self.whole else 0, "gradients")
+                tape.free(logits[0])
+                if number == 0:
+                    self.embedding_grads.append(head)
+                else:  # the sum with that of the chunks before is a third matrix
+                    tape.pulse(head.size, "gradients")
+                    tape.free(head)
+            tape.free(hidden)
         return grad
 
     def _embedding_gradient(self, first: bool) -> None:
         """The embedding's gradient, which is as large as the embedding; added to the head's where both are one."""
         tape = self.tape
         with tape.at("backward pass of the embedding"):
-            held = tape.take(self.shape.vocabulary * self.shape.hidden * self.rows.size, "gradients")
+            held = tape.take(self._head_bytes, "gradients")
             if self.shape.tied or not first:
                 tape.free(held)
         if not first:
-            tape.free(self.embedding_grads.pop())
-
-    def _optimizer(self) -> None:
-        """AdamW's two temporaries of the largest tensor, one tensor at a time; all at once on a GPU."""
-        with self.tape.at("optimizer step"):
-            if self.whole:
-                largest = max(weight.count for weight in self.shape.weights) * self.rows.size
-                self.tape.pulse(2 * largest, "optimizer")
+            tape.free(*self.embedding_grads)
 
     def _small(self) -> int:
         """Token ids, positions and numbers of examples; cosines and sines of the positions."""
         return self.setup.tokens * (4 * 8 + 2 * self.shape.head_dim * self.rows.size)
+
+    @property
+    def _head_bytes(self) -> int:
+        return self.shape.vocabulary * self.shape.hidden * self.rows.size
+
+
+def _windowed(shape: Shape) -> list[bool]:
+    """Which layers have the sliding window."""
+    kinds = getattr(shape.skeleton.model.config, "layer_types", None)
+    if kinds and len(kinds) == shape.layers:
+        return [kind == "sliding_attention" for kind in kinds]
+    return [number < shape.windowed_layers for number in range(shape.layers)]

@@ -56,6 +56,7 @@ class LayerEvents:
         grads: the layer's input has a gradient: something below is trained.
         needed: rows that are read of the layer's output, of the last layer; None: all.
         all_weights: the base's weights are trained.
+        windowed: the layer's attention looks back no further than the shape's window.
         first: gradients of weights stay, rather than being added to those that are there.
     """
 
@@ -66,6 +67,7 @@ class LayerEvents:
     grads: bool
     needed: int | None
     all_weights: bool
+    windowed: bool
     title: str
     first: bool = True
     kept: dict[str, Held] = field(default_factory=dict)
@@ -139,7 +141,10 @@ class LayerEvents:
             tape.free(*raw)
         out = self._attend()
         if self.active:
-            self.kept |= {"q": q_turned, "k": k_turned, "v": v, "out": out}
+            self.kept |= {"q": q_turned, "out": out}
+            if "k_wide" in self.kept:
+                tape.free(k_turned, v)
+            self.kept |= {"k": k_turned, "v": v}
         y = self._projected("self_attn.o_proj", out, shape.hidden, self.q_width)
         if not self.active:
             tape.free(q_turned, k_turned, v, out)
@@ -175,6 +180,9 @@ class LayerEvents:
         if shape.heads != shape.kv_heads:
             self._take_kept("k_wide", rows.take(self.q_width))
             self._take_kept("v_wide", rows.take(self.q_width))
+        if self.cut:
+            mask = Rows(self.tape, setup.longest * setup.tokens, rows.size)
+            self._take_kept("mask", mask.take(1))
         if shape.softcap:
             # each example's scores: capped and as shares are kept, two more come and go
             scores = Rows(self.tape, setup.longest * setup.longest, rows.size)
@@ -191,8 +199,12 @@ class LayerEvents:
     @property
     def _plain(self) -> bool:
         """Whether `models.attention` takes the kernel that reads fewer key heads, tree and all."""
-        windowed = self.shape.window is not None and self.shape.window < self.setup.longest
-        return self.setup.device == "cpu" and not windowed and not self.shape.softcap
+        return self.setup.device == "cpu" and not self.cut and not self.shape.softcap
+
+    @property
+    def cut(self) -> bool:
+        """Whether the window leaves something out, so that there is a mask."""
+        return self.windowed and self.shape.window is not None and self.shape.window < self.setup.longest
 
     def _projected(self, name: str, inner: Held, out: int, width: int) -> Held:
         """The output of the last matrix of attention or MLP, of the rows that are needed, among zeros for the others."""
@@ -343,13 +355,16 @@ class LayerEvents:
             if self.gate_kept:
                 tape.free(part)
                 dup = few.take(inner)
+                tape.free(dproduct)
             else:
-                dup = part
+                tape.free(dproduct)
+                self._drop("acted")
+                silu = few.take(inner)
+                self._drop("gate_up")
                 both = few.take(2 * inner)  # the two halves' gradients, each written into zeros
                 few.pulse(2 * inner)
-                tape.free(dgate, dup)
-                dgate, dup = both, both
-            tape.free(dproduct)
+                tape.free(dgate, part, silu)
+                dgate = dup = both
         else:
             dgate = dup = few.take(inner)
             tape.free(dproduct)
@@ -386,7 +401,9 @@ class LayerEvents:
         tape.free(branch)
         dq, dk, dv = self._attend_backward()
         tape.free(d_out)
-        self._drop("q", "k", "out", "normaliser", "k_wide", "v_wide", "scores", "parts", "self_attn.o_proj h")
+        self._drop(
+            "q", "k", "out", "normaliser", "k_wide", "v_wide", "mask", "scores", "parts", "self_attn.o_proj h"
+        )
         if not shape.fused_qkv:
             self._drop("v")
         dk = self._rotate_backward(dk, self.kv_width)
@@ -465,7 +482,9 @@ class LayerEvents:
     def _weight_backward(self, name: str, rows: Rows, inner: int, out: int) -> None:
         if not self.all_weights:
             return
-        held = self.tape.take(inner * out * rows.size, "gradients")
+        # under FSDP2 each process keeps its share, and `per_device` counts what is on its way
+        share = self.setup.processes if self.setup.sharding == "fsdp2" else 1
+        held = self.tape.take(inner * out * rows.size / share, "gradients")
         if self.first:
             self.weight_grads.append(held)
         else:
