@@ -126,6 +126,7 @@ def checked(config: Mapping[str, Any], name: str, *, nested: bool) -> dict[str, 
             _check_size(config[key], key, limit, name, optional=field not in _NEEDED)
         if not given and _lacks(known, field, nested):
             raise BaseModelError(f"base {name} has no {field} in its configuration", _HINT)
+    _check_heads(config, name)
     for key, value in config.items():
         if isinstance(value, int) and abs(value) > _LARGEST:
             raise BaseModelError(f"base {name} has {shown(key)} = {shown(value)} in its configuration", _HINT)
@@ -147,6 +148,15 @@ def _check_size(value: Any, key: str, limit: int, name: str, *, optional: bool) 
                 f"base {name} has {key} = {shown(size)} in its configuration",
                 f"it is a whole number from 1 to {limit:,}",
             )
+
+
+def _check_heads(config: Mapping[str, Any], name: str) -> None:
+    heads, shared = config.get("num_attention_heads"), config.get("num_key_value_heads")
+    if isinstance(heads, int) and isinstance(shared, int) and heads % shared:
+        raise BaseModelError(
+            f"base {name} has {heads} attention heads and {shared} key-value heads in its configuration",
+            "num_key_value_heads divides num_attention_heads",
+        )
 
 
 def _path(wanted: str) -> Path | None:
