@@ -11,7 +11,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scumble.config import Choice, TrainOptions, make
-from scumble.train.schedule import default_rate, factor
+from scumble.plan.rate import default_rate
+from scumble.train.schedule import factor
 from scumble.train.settings import EFFECTIVE, ENOUGH_STEPS, MICRO, SMALLEST, WARMUP, Settings, settle
 
 LLAMA = SimpleNamespace(model_type="llama", hidden_size=576)

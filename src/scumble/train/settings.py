@@ -12,7 +12,7 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scumble.config import Choice, TrainOptions
-from scumble.train.schedule import default_rate
+from scumble.plan.rate import default_rate
 
 EFFECTIVE = 16  # the lesson's effective batch
 ENOUGH_STEPS = 300  # a run with fewer optimizer steps gets a smaller batch
