@@ -12,16 +12,15 @@ from __future__ import annotations
 import json
 from collections import Counter
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from scumble.lora.adapter import Adapter
 from scumble.lora.fit import fit, refuse_fused_experts
 from scumble.lora.fresh import fresh_adapter
 from scumble.lora.spec import LoraSpec
+from scumble.lora.targets import ALL_LINEAR
 from scumble.models.weights import DTYPES
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
@@ -122,12 +121,15 @@ def adds(shape: Shape, asked: Setup | LoraSpec) -> dict[str, int]:
         output layer is left out, as `all-linear` does.
     """
     spec = asked if isinstance(asked, LoraSpec) else spec_of(asked)
-    skeleton = shape.skeleton
-    linear = [
-        p for p, m in skeleton.modules.items() if isinstance(m, nn.Linear | Conv1D) and m is not skeleton.head
-    ]
-    alone = replace(spec, targets=tuple(linear), bias="none", modules_to_save=(), trainable_token_indices={})
-    return _by_module(fresh_adapter(alone, skeleton.modules, skeleton.head, seed=0))
+    linear = LoraSpec(
+        spec.rank,
+        spec.alpha,
+        ALL_LINEAR,
+        dora=spec.dora,
+        lora_bias=spec.lora_bias,
+        rank_pattern=spec.rank_pattern,
+    )
+    return _by_module(fresh_adapter(linear, shape.skeleton.modules, shape.skeleton.head, seed=0))
 
 
 def _by_module(adapter: Adapter) -> dict[str, int]:
