@@ -9,6 +9,7 @@ import pytest
 
 from scumble.config import TrainOptions
 from scumble.plan.advice import Advice, Facts, advise_configuration
+from scumble.plan.rate import default_rate
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from tests.tiny import tiny_gemma2
@@ -44,10 +45,8 @@ def topics(shape: Shape, setup: Setup = SOUND, facts: Facts | None = DATA, **opt
     return [each.topic for each in advise(shape, setup, facts, **options)]
 
 
-def advise(
-    shape: Shape, setup: Setup, facts: Facts | None = DATA, rate: float | None = None, **options: Any
-) -> list[Advice]:
-    return advise_configuration(shape, setup, TrainOptions(**options), facts, usual_rate=rate)
+def advise(shape: Shape, setup: Setup, facts: Facts | None = DATA, **options: Any) -> list[Advice]:
+    return advise_configuration(shape, setup, TrainOptions(**options), facts)
 
 
 def only(shape: Shape, setup: Setup, topic: str, facts: Facts | None = DATA, **options: Any) -> Advice:
@@ -60,7 +59,7 @@ def only(shape: Shape, setup: Setup, topic: str, facts: Facts | None = DATA, **o
 def test_a_sound_configuration_hears_nothing(shape: Shape) -> None:
     assert topics(shape) == []
     assert topics(shape, facts=None) == []
-    assert topics(shape, warmup=100, learning_rate=2e-4, rate=2.9e-4) == []
+    assert topics(shape, warmup=100, learning_rate=7.3e-3) == []
 
 
 @pytest.mark.parametrize(
@@ -136,13 +135,15 @@ def test_what_a_further_module_takes_is_planned(shape: Shape) -> None:
 
 
 def test_a_rate_far_from_the_usual_one(shape: Shape) -> None:
-    for given, heard in ((1e-3, False), (3e-3, False), (3.1e-3, True), (4e-4, False), (3e-4, True)):
-        assert ("rate" in topics(shape, learning_rate=given, rate=1e-3)) == heard
-    assert topics(shape, learning_rate=0.5) == []
-    assert topics(shape, rate=1e-3) == []
-    said = only(shape, SOUND, "rate", learning_rate=1e-2, rate=1e-3)
-    assert "the learning rate 0.01 is 10 times the 0.001" in said.message
-    full = only(shape, replace(SOUND, method="full"), "rate", learning_rate=1e-3, rate=1e-4)
+    usual = default_rate(WIDTH, "llama")[0]
+    for times, heard in ((1, False), (2.9, False), (3.1, True), (0.34, False), (0.33, True)):
+        assert ("rate" in topics(shape, learning_rate=times * usual)) == heard
+    said = only(shape, SOUND, "rate", learning_rate=10 * usual)
+    assert f"the learning rate {10 * usual:g} is 10 times the {usual:g}" in said.message
+    whole = replace(SOUND, method="full")
+    assert topics(shape, whole, learning_rate=usual / 10) == []
+    full = only(shape, whole, "rate", learning_rate=usual)
+    assert f"is 10 times the {usual / 10:g}" in full.message
     assert "a tenth of LoRA's" in full.evidence
 
 

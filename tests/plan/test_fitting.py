@@ -14,6 +14,7 @@ from scumble.config import ELSEWHERE
 from scumble.errors import AdapterError
 from scumble.plan import changes, fitting
 from scumble.plan.fitting import Fit, fit, largest
+from scumble.plan.memory import Memories
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from scumble.plan.sharding import per_device
@@ -61,17 +62,18 @@ def planner(shape: Shape) -> Callable[[Setup], Held]:
 
 # ways to train, larger and smaller ones
 SETUPS = st.builds(
-    lambda longest, batch, accumulate, share, **other: Setup(
+    lambda longest, batch, accumulate, mean, share, **other: Setup(
         longest=longest,
         batch=batch,
         accumulate=accumulate,
-        tokens=longest * batch,
-        losses=max(1, round(share * longest * batch)),
+        tokens=(tokens := longest + round(mean * longest * (batch - 1))),
+        losses=max(1, round(share * tokens)),
         **other,
     ),
     longest=st.integers(8, 4096),
     batch=st.integers(1, 12),
     accumulate=st.integers(1, 8),
+    mean=st.floats(0.05, 1),  # length of the others, over the longest
     share=st.floats(0.05, 1),
     method=st.sampled_from(["lora", "qlora", "full"]),
     dtype=st.sampled_from(["fp32", "bf16"]),
@@ -160,6 +162,15 @@ def test_one_more_than_the_largest_does_not_fit(shape: Shape, setup: Setup, shar
         assert 0 <= value <= most
         assert not value or peak(change(setup, value)).peak <= limit
         assert value == most or peak(change(setup, value + 1)).peak > limit
+
+
+@given(setup=SETUPS, batch=st.integers(1, 64))
+def test_the_longest_example_is_in_every_batch(setup: Setup, batch: int) -> None:
+    other = changes.with_batch(setup, batch)
+    assert other.tokens >= other.longest
+    assert 1 <= other.losses <= other.tokens
+    assert other.batch * other.accumulate >= setup.batch * setup.accumulate
+    assert other.batch * (other.accumulate - 1) < setup.batch * setup.accumulate
 
 
 @given(st.integers(0, 5000), st.integers(1, 5000))
@@ -269,3 +280,21 @@ def test_what_fits_needs_no_change(shape: Shape) -> None:
     said = found.to_dict()
     assert said["largest"] == {"batch": 8, "length": 2048, "rank": found.largest.rank}
     assert said["limit"] == said["peak"]
+
+
+@pytest.mark.parametrize("share", [0.9, 0.6, 0.35])
+@pytest.mark.parametrize("engine", ["scumble", "script"])
+@pytest.mark.parametrize("method", ["lora", "full"])
+def test_the_projects_own_plan_is_followed_too(shape: Shape, method: Any, engine: Any, share: float) -> None:
+    peak = Memories(shape)
+    setup = replace(LONG, method=method, engine=engine, dtype="fp32", device="cpu")
+    limit = round(share * peak(setup).peak)
+    found = fit(peak, shape, setup, limit)
+    assert not found.fits
+    assert found.suggestions[-1].fits
+    assert peak(followed(setup, found)).peak <= limit
+    for value, change in (
+        (found.largest.batch, changes.with_batch),
+        (found.largest.length, changes.with_length),
+    ):
+        assert not value or peak(change(setup, value)).peak <= limit < peak(change(setup, value + 1)).peak

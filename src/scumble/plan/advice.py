@@ -20,6 +20,7 @@ from scumble.errors import AdapterError
 from scumble.lora.targets import layer_index
 from scumble.plan.fitting import Peak
 from scumble.plan.parameters import count_parameters
+from scumble.plan.rate import default_rate
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 
@@ -82,7 +83,6 @@ class _Case:
     setup: Setup
     options: TrainOptions
     facts: Facts | None
-    usual_rate: float | None
     peak: Peak | None
 
     @property
@@ -127,7 +127,6 @@ def advise_configuration(
     options: TrainOptions,
     facts: Facts | None = None,
     *,
-    usual_rate: float | None = None,
     peak: Peak | None = None,
 ) -> list[Advice]:
     """What to change about a configuration, and why.
@@ -137,13 +136,12 @@ def advise_configuration(
         setup: what is planned.
         options: as the user gave them: the rate, the warm-up, and how long the run is.
         facts: of the data; without them nothing is said of capacity, and of the run's length only by `max_steps`.
-        usual_rate: the highest learning rate that the project would take for this base and method.
         peak: plans the memory of a setup: what a further module takes.
 
     Raises:
         AdapterError: the targets match nothing.
     """
-    case = _Case(shape, setup, options, facts, usual_rate, peak)
+    case = _Case(shape, setup, options, facts, peak)
     rules = _RULES if setup.method != "full" else (_rate, _warmup)
     return [found for rule in rules if (found := rule(case)) is not None]
 
@@ -244,10 +242,10 @@ def _module(case: _Case) -> Advice | None:
 
 
 def _rate(case: _Case) -> Advice | None:
-    given, usual = case.options.learning_rate, case.usual_rate
-    if given is None or usual is None or usual / _OFF <= given <= usual * _OFF:
+    given, full = case.options.learning_rate, case.setup.method == "full"
+    usual = default_rate(case.shape.hidden, case.shape.model_type)[0] / (10 if full else 1)
+    if given is None or usual / _OFF <= given <= usual * _OFF:
         return None
-    full = case.setup.method == "full"
     return Advice(
         "rate",
         f"the learning rate {given:g} is {given / usual:.2g} times the {usual:g} that is usual for this base: leave "

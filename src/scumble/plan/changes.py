@@ -49,13 +49,17 @@ class Change:
 
 
 def with_batch(setup: Setup, batch: int) -> Setup:
-    """Other examples at once, as many as before in an optimizer step or the fewest above."""
+    """Other examples at once, as many as before in an optimizer step or the fewest above.
+
+    The longest example is always among them: tokens do not fall below its own.
+    """
+    tokens = max(_scaled(setup.tokens, batch, setup.batch), min(setup.longest, setup.tokens))
     return replace(
         setup,
         batch=batch,
         accumulate=-(-setup.batch * setup.accumulate // batch),
-        tokens=_scaled(setup.tokens, batch, setup.batch),
-        losses=_scaled(setup.losses, batch, setup.batch),
+        tokens=tokens,
+        losses=_scaled(setup.losses, tokens, setup.tokens),
     )
 
 
