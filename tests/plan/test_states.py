@@ -76,6 +76,15 @@ def test_int8_takes_a_byte_and_a_scale_a_row() -> None:
     assert held == numbers + 4 * rows + 2 * (shape.parameters - numbers)
 
 
+def test_a_layer_as_wide_as_the_vocabulary_is_quantised_where_it_is_not_the_output() -> None:
+    shape = _llama(layers=1)
+    wide = _weight("model.layers.0.mlp.up_proj", "linear", shape.vocabulary, 8)
+    assert states.is_quantised(wide, shape)
+    assert not states.is_quantised(_weight("lm_head", "linear", shape.vocabulary, 8), shape)
+    assert states.is_quantised(_weight("transformer.h.0.attn.c_attn", "conv1d", 24, 8), shape)
+    assert not states.is_quantised(_weight("model.embed_tokens", "embedding", shape.vocabulary, 8), shape)
+
+
 def test_experts_in_one_parameter_are_not_quantised() -> None:
     shape = _llama(layers=1)
     experts = SimpleNamespace(

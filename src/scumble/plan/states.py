@@ -17,6 +17,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from scumble.errors import ConfigError
+from scumble.lora.targets import layer_index
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape, Weight
 
@@ -101,7 +102,8 @@ def bytes_of(weight: Weight, shape: Shape, setup: Setup) -> int:
 
 def is_quantised(weight: Weight, shape: Shape) -> bool:
     """Whether bitsandbytes' integration in transformers replaces the layer: linear ones, but for the output layer."""
-    return weight.kind in ("linear", "conv1d") and weight.out != shape.vocabulary
+    output = weight.out == shape.vocabulary and layer_index(weight.path, ()) is None
+    return weight.kind in ("linear", "conv1d") and not output
 
 
 def nf4_bytes(weight: Weight) -> int:
