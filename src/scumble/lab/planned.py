@@ -1,0 +1,178 @@
+"""A plan held against a real step: the peak of memory that a training step has here, and the one that was planned.
+
+On a GPU the allocator counts its peak itself. On a CPU every allocation of PyTorch is counted by its profiler, so that
+it is the tensors' bytes and not the process's size, which the system rounds, shares and keeps. The second of two steps is
+measured: the first one makes the moments.
+"""
+
+from __future__ import annotations
+
+import random
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import torch
+from torch.profiler import ProfilerActivity, profile
+
+from scumble.data.encoding import Encoded
+from scumble.errors import NotSupportedError
+from scumble.lora.bank import Bank
+from scumble.models.base import Base
+from scumble.plan.memory import Memory, plan_memory
+from scumble.plan.parameters import spec_of
+from scumble.plan.setup import Setup
+from scumble.plan.shape import Shape
+from scumble.progress import Reporter
+from scumble.train.engine import Engine
+from scumble.train.optimizer import make_optimizer
+from scumble.train.settings import Settings
+from scumble.train.subject import AdapterSubject, Subject
+from scumble.train.whole import WholeModel
+
+_SLOT = "planned"
+
+
+@dataclass(frozen=True)
+class Measured:
+    """A step that was made, beside its plan.
+
+    Attributes:
+        peak: bytes that PyTorch had allocated at most.
+        planned: the same, as planned.
+        weights: of which the base's weights are so many, in both.
+        seconds: of the step; on a CPU under the profiler, which slows it down.
+    """
+
+    peak: int
+    planned: int
+    weights: int
+    seconds: float
+
+    @property
+    def error(self) -> float:
+        """How far the plan is off, of the peak less the weights, which are easy."""
+        return (self.planned - self.peak) / (self.peak - self.weights)
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints."""
+        return {**asdict(self), "error": self.error}
+
+
+def measure(base: Base, shape: Shape, setup: Setup, examples: Sequence[Encoded]) -> Measured:
+    """Make two steps, and hold the second one against the plan.
+
+    Args:
+        base: with its weights, on the setup's device.
+        shape: of it.
+        setup: what is planned; its engine is ours, and its base not quantised.
+        examples: of one optimizer step, as `random_examples` makes them for a setup.
+
+    Raises:
+        NotSupportedError: the setup is one that is not trained here.
+    """
+    if setup.method == "qlora" or setup.engine != "scumble" or setup.processes > 1:
+        raise NotSupportedError(
+            "only what is trained here by one process is measured",
+            "leave --measure out, or use --method lora",
+        )
+    planned: Memory = plan_memory(shape, setup)
+    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    peak, seconds = _second_step(_subject(base, setup), setup, examples)
+    return Measured(peak, planned.peak, weights, seconds)
+
+
+def random_examples(setup: Setup, vocabulary: int, lengths: Sequence[int] = ()) -> list[Encoded]:
+    """Examples of one optimizer step that share nothing: as many tokens, and as many with a loss, as the setup says.
+
+    Args:
+        setup: whose batch and accumulation say how many.
+        vocabulary: tokens to draw from.
+        lengths: of the examples of a micro-step; all alike where not told.
+    """
+    draw = random.Random(0)
+    lengths = list(lengths) or [setup.tokens // setup.batch] * setup.batch
+    share = setup.losses / setup.tokens
+    found = []
+    for number, length in enumerate(list(lengths) * setup.accumulate):
+        silent = max(1, length - round(share * length))
+        ids = tuple(draw.randrange(vocabulary) for _ in range(length))
+        found.append(Encoded(ids, tuple(i >= silent for i in range(length)), number, ""))
+    return found
+
+
+def _subject(base: Base, setup: Setup) -> Subject:
+    if setup.method == "full":
+        return WholeModel(base, None, keep=True)
+    bank = Bank(base)
+    try:
+        bank.trainable(_SLOT, spec_of(setup), seed=0)
+    except BaseException:
+        bank.close()
+        raise
+    return AdapterSubject(bank, _SLOT)
+
+
+def _second_step(subject: Subject, setup: Setup, examples: Sequence[Encoded]) -> tuple[int, float]:
+    """The peak in bytes of all that PyTorch holds, and the seconds."""
+    repeat = 10_000 if setup.repeat == "all" else setup.repeat
+    engine = Engine(subject, setup.batch, repeat=repeat, reporter=Reporter(quiet=True))
+    parameters = subject.parameters()
+    optimizer = make_optimizer(parameters, _settings(setup))
+
+    def step(number: int) -> None:
+        engine.step(number, examples)
+        torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
+
+    try:
+        with subject.using(), engine.running(examples):
+            step(0)
+            started = time.perf_counter()
+            peak = _peak_of(lambda: step(1), engine.device)
+            seconds = time.perf_counter() - started
+        if engine.device.type == "cpu":
+            moments = [t for state in optimizer.state.values() for t in state.values() if torch.is_tensor(t)]
+            held = {id(t): t.numel() * t.element_size() for t in (*subject.model.parameters(), *moments)}
+            peak += sum(held.values())
+        return peak, seconds
+    finally:
+        subject.close()
+
+
+def _peak_of(work: Callable[[], None], device: torch.device) -> int:
+    """The most that is allocated during the work: in all on a GPU, on a CPU beside what was there before."""
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+        torch.cuda.reset_peak_memory_stats(device)
+        work()
+        torch.cuda.synchronize(device)
+        return int(torch.cuda.max_memory_allocated(device))
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
+        work()
+    held = peak = 0
+    changes = (event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]")
+    for change in sorted(changes, key=lambda event: event.start_ns()):
+        held += change.nbytes()
+        peak = max(peak, held)
+    return peak
+
+
+def _settings(setup: Setup) -> Settings:
+    return Settings(
+        steps=2,
+        steps_per_epoch=2,
+        epochs=1.0,
+        batch=setup.batch,
+        accumulate=setup.accumulate,
+        learning_rate=1e-4,
+        schedule="constant",
+        warmup=0,
+        weight_decay=0.0,
+        clip=1.0,
+        seed=0,
+        choices=(),
+        optimizer=setup.optimizer,
+    )
