@@ -9,7 +9,7 @@ from __future__ import annotations
 import keyword
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, TypeVar
+from typing import Any, Literal, NamedTuple, TypeVar, get_args
 
 import pydantic
 import yaml
@@ -39,6 +39,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
 # What the command line has and no file can say, since it differs from run to run.
 _COMMAND_LINE = ("data", "out", "config", "force", "resume", "json")
 _SEEDS = 2**32 - 1
+_MANY = 10**6  # far more than any step has
 
 
 class Choice(NamedTuple):
@@ -109,18 +110,10 @@ class SplitOptions(Options):
     stratify: str | None = Field(None, description="Field of whose every value each part gets its share")
 
 
-class TrainOptions(DataOptions, LoraOptions):
-    """One run of training."""
+class RunOptions(DataOptions, LoraOptions):
+    """What decides how long a run is, and how much is computed at once: for those who train and those who plan."""
 
     base: str | None = Field(None, description="Alias, folder, hub name or GGUF file")
-    method: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or all weights")
-    from_: str | None = Field(None, description="Adapter to go on from, whose shape is taken")
-    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"] = Field(
-        "default", description="How A and B begin"
-    )
-    init_compress: bool = Field(
-        False, description="Save pissa and olora in the rank trained, not in twice it"
-    )
     epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training data")
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps")
     batch: int | None = Field(None, ge=1, description="Examples in a micro-step")
@@ -129,15 +122,52 @@ class TrainOptions(DataOptions, LoraOptions):
     learning_rate: float | None = Field(
         None, gt=0, le=1e37, allow_inf_nan=False, description="Highest learning rate"
     )
+    warmup: int | None = Field(None, ge=0, description="Steps of warm-up, at most a tenth of the run")
+    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
+        "adamw", description="AdamW of torch, or one of bitsandbytes"
+    )
+    eval: str | float | None = Field(None, description="A file, a share such as 0.1, or 0 for none")
+    seed: int = Field(0, ge=0, le=_SEEDS, description="Decides A, the order of the data, and dropout")
+
+    @field_validator("method", mode="before", check_fields=False)
+    @classmethod
+    def _known_method(cls, value: Any) -> Any:
+        known = get_args(cls.model_fields["method"].annotation)
+        if isinstance(value, str) and value not in known and value.lower() in ELSEWHERE:
+            what, instead = ELSEWHERE[value.lower()]
+            raise NotSupportedError(f"--method {value}: {what}", instead)
+        return value
+
+    @field_validator("eval", mode="before")
+    @classmethod
+    def _share_or_file(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.strip():
+            raise ValueError("must not be empty")
+        try:
+            share = float(value)
+        except (TypeError, ValueError):
+            return value
+        if not 0 <= share < 1:
+            raise ValueError("must, as a share, be 0 or more and below 1")
+        return share
+
+
+class TrainOptions(RunOptions):
+    """One run of training."""
+
+    method: Literal["lora", "full"] = Field("lora", description="What is trained: an adapter, or all weights")
+    from_: str | None = Field(None, description="Adapter to go on from, whose shape is taken")
+    init: Literal["default", "gaussian", "orthogonal", "pissa", "olora", "eva", "loftq"] = Field(
+        "default", description="How A and B begin"
+    )
+    init_compress: bool = Field(
+        False, description="Save pissa and olora in the rank trained, not in twice it"
+    )
     schedule: Literal["linear", "cosine", "constant"] = Field(
         "linear", description="How the rate falls after the warm-up"
     )
-    warmup: int | None = Field(None, ge=0, description="Steps of warm-up, at most a tenth of the run")
     weight_decay: float = Field(
         0.0, ge=0, allow_inf_nan=False, description="Decay of A, or of whole matrices, as in AdamW"
-    )
-    optimizer: Literal["adamw", "adamw8bit", "paged_adamw", "paged_adamw8bit"] = Field(
-        "adamw", description="AdamW of torch, or one of bitsandbytes"
     )
     lora_plus: float | None = Field(None, gt=0, allow_inf_nan=False, description="Rate of B over that of A")
     rates: dict[str, float] = Field(
@@ -145,7 +175,6 @@ class TrainOptions(DataOptions, LoraOptions):
     )
     clip: float = Field(1.0, gt=0, description="Largest norm of the gradient; inf for none")
     max_length: int = Field(2048, ge=2, description="Tokens of the longest example")
-    eval: str | float | None = Field(None, description="A file, a share such as 0.1, or 0 for none")
     eval_every: float | None = Field(
         None,
         gt=0,
@@ -163,7 +192,6 @@ class TrainOptions(DataOptions, LoraOptions):
     track: Literal["tensorboard", "wandb", "mlflow", "trackio"] | None = Field(
         None, description="Who else gets the figures of metrics.jsonl"
     )
-    seed: int = Field(0, ge=0, le=_SEEDS, description="Decides A, the order of the data, and dropout")
     gradient_checkpointing: Literal["auto", "none", "all"] = Field(
         "auto", description="Layers computed twice to save memory: as many as it takes, none or all"
     )
@@ -171,14 +199,6 @@ class TrainOptions(DataOptions, LoraOptions):
         None, description="Type of the base's weights"
     )
     device: str | None = Field(None, description="cpu, cuda or mps")
-
-    @field_validator("method", mode="before")
-    @classmethod
-    def _known_method(cls, value: Any) -> Any:
-        if isinstance(value, str) and value.lower() in ELSEWHERE:
-            what, instead = ELSEWHERE[value.lower()]
-            raise NotSupportedError(f"--method {value}: {what}", instead)
-        return value
 
     @field_validator("rates", mode="before")
     @classmethod
@@ -203,18 +223,52 @@ class TrainOptions(DataOptions, LoraOptions):
             raise ValueError("must be a whole number of steps, or a share of an epoch below 1")
         return value
 
-    @field_validator("eval", mode="before")
+
+class PlanOptions(RunOptions):
+    """A way to train, of which memory and parameters are planned."""
+
+    method: Literal["lora", "qlora", "full"] = Field(
+        "lora", description="What is trained: an adapter, one on a base in 4 bits, or all weights"
+    )
+    batch: int | None = Field(None, ge=1, le=_MANY, description="Examples in a micro-step")
+    accumulate: int | None = Field(None, ge=1, le=_MANY, description="Micro-steps in an optimizer step")
+    max_length: int | None = Field(
+        None, ge=2, description="Tokens of the longest example, at most the base's positions"
+    )
+    supervised: float | None = Field(
+        None, gt=0, le=1, description="Share of the tokens that have a loss, without data"
+    )
+    gradient_checkpointing: str | int = Field(
+        "auto", description="Layers computed twice: auto, none, all or how many"
+    )
+    dtype: Literal["fp32", "bf16", "fp16", "int8", "nf4"] | None = Field(
+        None, description="Type of the base's weights"
+    )
+    gpu: str | None = Field(None, description="Memory that there is, such as 24GB, or the name of a card")
+    device: Literal["cpu", "cuda"] = Field("cuda", description="Where the base is: cpu or cuda")
+    processes: int = Field(1, ge=1, le=4096, description="Devices that train on different examples")
+    sharding: Literal["none", "ddp", "fsdp2"] | None = Field(
+        None, description="What several devices divide among them: none, ddp or fsdp2"
+    )
+
+    @field_validator("gpu", mode="before")
     @classmethod
-    def _share_or_file(cls, value: Any) -> Any:
-        if isinstance(value, str) and not value.strip():
-            raise ValueError("must not be empty")
-        try:
-            share = float(value)
-        except (TypeError, ValueError):
+    def _a_size_or_name(cls, value: Any) -> Any:
+        # a number of YAML or Python: what it lacks is said where sizes are read
+        return str(value) if isinstance(value, int | float) else value
+
+    @field_validator("gradient_checkpointing", mode="before")
+    @classmethod
+    def _word_or_layers(cls, value: Any) -> Any:
+        if value in ("auto", "none", "all"):
             return value
-        if not 0 <= share < 1:
-            raise ValueError("must, as a share, be 0 or more and below 1")
-        return share
+        try:
+            layers = int(str(value))
+        except ValueError:
+            layers = -1
+        if layers < 0:
+            raise ValueError("must be auto, none, all, or a number of layers")
+        return layers
 
 
 class CompareOptions(Options):

@@ -11,9 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from scumble.config import Choice, TrainOptions, make
+from scumble.plan.batch import EFFECTIVE, ENOUGH_STEPS, MICRO, SMALLEST
 from scumble.plan.rate import default_rate
 from scumble.train.schedule import factor
-from scumble.train.settings import EFFECTIVE, ENOUGH_STEPS, MICRO, SMALLEST, WARMUP, Settings, settle
+from scumble.train.settings import WARMUP, Settings, settle
 
 LLAMA = SimpleNamespace(model_type="llama", hidden_size=576)
 MANY = 10 * EFFECTIVE * max(ENOUGH_STEPS, WARMUP)  # examples for a run in which nothing need adapt

@@ -25,6 +25,7 @@ from accelerate.utils import GradientAccumulationPlugin
 
 from scumble.compare.loss import mean_loss
 from scumble.data.encoding import Encoded
+from scumble.data.order import order_of
 from scumble.errors import TrainingError
 from scumble.progress import Reporter
 from scumble.train.best import Best
@@ -175,8 +176,7 @@ class Trainer:
         effective = self.settings.effective
         epoch, skipped = divmod(start, math.ceil(len(self.examples) / effective))
         while True:
-            generator = torch.Generator().manual_seed((self.settings.seed * 1_000_003 + epoch) % 2**63)
-            order: list[int] = torch.randperm(len(self.examples), generator=generator).tolist()
+            order = order_of(len(self.examples), self.settings.seed, epoch)
             for first in range(skipped * effective, len(order), effective):
                 yield [self.examples[i] for i in order[first : first + effective]]
             epoch, skipped = epoch + 1, 0

@@ -12,12 +12,9 @@ from dataclasses import dataclass, field
 from typing import Any, Literal
 
 from scumble.config import Choice, TrainOptions
+from scumble.plan.batch import settle_batch
 from scumble.plan.rate import default_rate
 
-EFFECTIVE = 16  # the lesson's effective batch
-ENOUGH_STEPS = 300  # a run with fewer optimizer steps gets a smaller batch
-SMALLEST = 4
-MICRO = 8  # examples in a micro-step, where the effective batch allows
 _REPEATED = {"auto": None, "none": 0, "all": 10_000}  # layers that are computed twice, at most
 WARMUP = 100  # the lesson's, cut to a tenth of the run
 
@@ -106,8 +103,7 @@ def settle(options: TrainOptions, examples: int, config: Any) -> Settings:
         examples: in the training data.
         config: the base's configuration.
     """
-    choices: list[Choice] = []
-    batch, accumulate = _batch(options, examples, choices)
+    batch, accumulate, choices = settle_batch(options, examples)
     per_epoch = math.ceil(examples / (batch * accumulate))
     steps = max(1, round(per_epoch * options.epochs))
     steps = min(steps, options.max_steps or steps)
@@ -148,35 +144,6 @@ def _eval_every(options: TrainOptions, per_epoch: int) -> float:
     if every is None:
         return per_epoch
     return max(1.0, every * per_epoch) if every < 1 else every
-
-
-def _batch(options: TrainOptions, examples: int, choices: list[Choice]) -> tuple[int, int]:
-    """Examples in a micro-step, and micro-steps in an optimizer step."""
-    if options.batch and options.accumulate:
-        return options.batch, options.accumulate
-    effective = EFFECTIVE
-    while effective > SMALLEST and examples * options.epochs / effective < ENOUGH_STEPS:
-        effective //= 2
-    if options.batch:
-        accumulate = max(1, effective // options.batch)
-        reason = f"{options.batch * accumulate} examples in an optimizer step, for about {effective}"
-        choices.append(Choice("accumulate", accumulate, reason))
-        return options.batch, accumulate
-    if options.accumulate:
-        batch = max(1, effective // options.accumulate)
-        reason = f"{batch * options.accumulate} examples in an optimizer step, for about {effective}"
-        choices.append(Choice("batch", batch, reason))
-        return batch, options.accumulate
-    batch = min(MICRO, effective)
-    reason = f"{effective} examples in an optimizer step"
-    if effective < EFFECTIVE:
-        reason += (
-            f": with {EFFECTIVE} a run over {examples} examples would have fewer than {ENOUGH_STEPS} steps"
-        )
-    choices.append(Choice("batch", batch, reason))
-    if effective > batch:
-        choices.append(Choice("accumulate", effective // batch, reason))
-    return batch, effective // batch
 
 
 def _warmup(options: TrainOptions, steps: int, choices: list[Choice]) -> int:
