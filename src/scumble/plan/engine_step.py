@@ -7,10 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 
-from scumble.plan.layer_events import WIDE, LayerEvents, Rows
+from scumble.plan.layer_backward import LayerBackward
+from scumble.plan.layer_events import WIDE, LayerEvents
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
-from scumble.plan.tape import Held, Tape
+from scumble.plan.tape import Held, Rows, Tape
 
 CHUNK_BYTES = 64 * 2**20  # of logits in fp32 that are there at once (`compare.loss`)
 
@@ -94,7 +95,7 @@ class _EngineStep:
             tape.free(*parts[1:])
             tape.free(inverse, unit, stream, parts[0])
         for number in reversed(range(len(self.layers))):
-            self._back_through(self.layers[number], g, number < self.repeat)
+            self._back_through(self.layers[number], number < self.repeat)
             if self.trained and first and number == 0:
                 tape.take(self.trained, "gradients")
         tape.free(g, embedded)
@@ -118,7 +119,7 @@ class _EngineStep:
             layer.kept["x"] = x
         return out
 
-    def _back_through(self, layer: LayerEvents, g: Held, repeated: bool) -> None:
+    def _back_through(self, layer: LayerEvents, repeated: bool) -> None:
         if not layer.active:
             return
         if repeated:
@@ -126,7 +127,7 @@ class _EngineStep:
             with self.tape.at(f"second {layer.title}"):
                 self.tape.free(layer.forward(self.tape.take(0)))
             layer.kept["x"] = x
-        layer.backward(g)
+        LayerBackward(layer).run()
 
     def _loss(self, hidden: Held) -> Held:
         """Logits by chunks, and the gradient of what they are made of, which is given back."""
@@ -185,7 +186,9 @@ class _EngineStep:
 
     @property
     def _head_bytes(self) -> int:
-        return self.shape.vocabulary * self.shape.hidden * self.rows.size
+        """Of a gradient of the output layer or the embedding; under FSDP2 a process's share."""
+        share = self.setup.processes if self.setup.sharding == "fsdp2" else 1
+        return self.shape.vocabulary * self.shape.hidden * self.rows.size // share
 
 
 def _windowed(shape: Shape) -> list[bool]:

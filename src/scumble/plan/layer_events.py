@@ -1,4 +1,4 @@
-"""`LayerEvents`: what one decoder layer allocates and keeps in our engine, forward and backward, as events on a tape.
+"""`LayerEvents`: what one decoder layer allocates and keeps in our engine's forward pass, as events on a tape.
 
 It follows what is computed line by line (`models.lean`, `models.attention`, `lora.fused`, and the layer of transformers),
 for a layer like Llama's: T tokens, h hidden, I intermediate, a query and k key-value heads of width d, bytes e a number.
@@ -21,30 +21,10 @@ from dataclasses import dataclass, field
 
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
-from scumble.plan.tape import Held, Tape
+from scumble.plan.tape import Held, Rows, Tape
 
 WIDE = 4  # bytes of fp32, in which adapters, norms and normalisers are
-
-
-@dataclass
-class Rows:
-    """How many rows there are, and what a matrix of so many takes."""
-
-    tape: Tape
-    count: int
-    size: int  # bytes of a number
-
-    def take(self, width: float, size: int | None = None) -> Held:
-        """A matrix of `count` rows."""
-        return self.tape.take(self.bytes(width, size))
-
-    def pulse(self, width: float, size: int | None = None) -> None:
-        """A matrix that is let go at once."""
-        self.tape.pulse(self.bytes(width, size))
-
-    def bytes(self, width: float, size: int | None = None) -> int:
-        """Bytes of a matrix of `count` rows."""
-        return int(self.count * width * (self.size if size is None else size))
+QKV = tuple(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "qkv_proj"))
 
 
 @dataclass
@@ -71,7 +51,6 @@ class LayerEvents:
     title: str
     first: bool = True
     kept: dict[str, Held] = field(default_factory=dict)
-    weight_grads: list[Held] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         shape, size = self.shape, self.setup.activation_bytes
@@ -103,7 +82,7 @@ class LayerEvents:
             y = self._norm_after("mlp", y)
         x3 = rows.take(h)
         tape.free(y)
-        if self._after_attention_has_grad:
+        if self.grads_after_attention:
             self.kept["x2"] = x2
         else:
             tape.free(x2)
@@ -115,7 +94,8 @@ class LayerEvents:
         return self.grads or self.all_weights
 
     @property
-    def _after_attention_has_grad(self) -> bool:
+    def grads_after_attention(self) -> bool:
+        """Whether what the MLP reads has a gradient."""
         return self.keeps_input or any(name.startswith("self_attn") for name in self.ranks)
 
     def _attention_forward(self, x: Held) -> Held:
@@ -167,7 +147,7 @@ class LayerEvents:
         """The attention's output, and what it needs on the way."""
         rows, shape, setup = self.rows, self.shape, self.setup
         self._take_kept("normaliser", rows.take(shape.heads, WIDE))
-        if self._plain:
+        if self.plain:
             wide = rows.take(self.q_width, WIDE)
             # what one product gives before it is put together with the others
             part = Rows(self.tape, min(setup.longest, setup.tokens), rows.size)
@@ -197,7 +177,7 @@ class LayerEvents:
         return out
 
     @property
-    def _plain(self) -> bool:
+    def plain(self) -> bool:
         """Whether `models.attention` takes the kernel that reads fewer key heads, tree and all."""
         return self.setup.device == "cpu" and not self.cut and not self.shape.softcap
 
@@ -226,7 +206,7 @@ class LayerEvents:
 
     def _mlp_forward(self, x2: Held) -> Held:
         tape, shape = self.tape, self.shape
-        has_grad = self._after_attention_has_grad
+        has_grad = self.grads_after_attention
         n2 = self._norm_forward("norm2", has_grad)
         few, inner = self.few, shape.intermediate
         names = [
@@ -322,192 +302,7 @@ class LayerEvents:
         else:
             self.tape.free(held)
 
-    # -- backward ----------------------------------------------------------------------------------
-
-    def backward(self, g: Held) -> None:
-        """From the gradient of the layer's output, which becomes that of its input in place."""
-        with self.tape.at(f"backward pass of {self.title}, MLP"):
-            self._mlp_backward()
-        with self.tape.at(f"backward pass of {self.title}, attention"):
-            self._attention_backward()
-        self.tape.free(*self.kept.values())
-        self.kept.clear()
-
-    def _mlp_backward(self) -> None:
-        tape, rows, few, shape = self.tape, self.rows, self.few, self.shape
-        h, inner = shape.hidden, shape.intermediate
-        branch = None
-        if shape.norms_per_layer == 4:
-            branch = self._norm_backward("mlp after")
-            self._drop("mlp output")
-        picked = None if self.needed is None else few.take(h)
-        dproduct = few.take(inner)
-        self._weight_backward("mlp.down_proj", few, inner, h)
-        if "mlp.down_proj" in self.ranks:
-            if self.gate_kept and not self.all_weights:
-                few.pulse(inner)  # the product, made again
-            self._adapter_backward(few, h, inner)
-        tape.free(picked, branch)
-        self._drop("product", "mlp.down_proj h", "mlp.down_proj input")
-        if shape.gated:
-            part = few.take(inner)  # gradient times up
-            dgate = few.take(inner)
-            if self.gate_kept:
-                tape.free(part)
-                dup = few.take(inner)
-                tape.free(dproduct)
-            else:
-                tape.free(dproduct)
-                self._drop("acted")
-                silu = few.take(inner)
-                self._drop("gate_up")
-                both = few.take(2 * inner)  # the two halves' gradients, each written into zeros
-                few.pulse(2 * inner)
-                tape.free(dgate, part, silu)
-                dgate = dup = both
-        else:
-            dgate = dup = few.take(inner)
-            tape.free(dproduct)
-        self._drop("gate_up", "acted")
-        dn = self._read_backward(few, [("mlp.up_proj", dup, inner), ("mlp.gate_proj", dgate, inner)], h)
-        if self.needed is not None:
-            whole = rows.take(h)
-            tape.free(dn)
-            dn = whole
-        self._drop("n2 rows", "n2")
-        after = self._norm_backward("norm2")
-        tape.free(dn, after)  # added to the residual stream's gradient in place
-        self._drop("x2")
-
-    def _attention_backward(self) -> None:
-        tape, rows, shape = self.tape, self.rows, self.shape
-        h = shape.hidden
-        if not self._after_attention_has_grad:
-            return
-        branch = None
-        if shape.norms_per_layer == 4:
-            branch = self._norm_backward("attention after")
-            self._drop("attention output")
-        picked = None if self.needed is None else self.few.take(h)
-        d_out = self.few.take(self.q_width)
-        self._weight_backward("self_attn.o_proj", self.few, self.q_width, h)
-        if "self_attn.o_proj" in self.ranks:
-            self._adapter_backward(self.few, h, self.q_width)
-        if picked is not None:
-            tape.free(picked)
-            whole = rows.take(self.q_width)
-            tape.free(d_out)
-            d_out = whole
-        tape.free(branch)
-        dq, dk, dv = self._attend_backward()
-        tape.free(d_out)
-        self._drop(
-            "q", "k", "out", "normaliser", "k_wide", "v_wide", "mask", "scores", "parts", "self_attn.o_proj h"
-        )
-        if not shape.fused_qkv:
-            self._drop("v")
-        dk = self._rotate_backward(dk, self.kv_width)
-        dq = self._rotate_backward(dq, self.q_width)
-        if shape.qk_norm:
-            rows.pulse(2 * self.q_width)
-            self._drop("q_raw", "k_raw", "qk_inverse")
-        if not self.keeps_input and not any(name in self.ranks for name in _QKV):
-            tape.free(dq, dk, dv)
-            return
-        readers = [
-            ("self_attn.v_proj", dv, self.kv_width),
-            ("self_attn.k_proj", dk, self.kv_width),
-            ("self_attn.q_proj", dq, self.q_width),
-        ]
-        dn = self._read_backward(rows, readers, h, made=self.grads)
-        self._drop("n1")
-        after = self._norm_backward("norm1") if self.keeps_input else None
-        tape.free(dn, after)
-
-    def _attend_backward(self) -> tuple[Held, Held, Held]:
-        rows, shape = self.rows, self.shape
-        repeated = self._plain and shape.heads != shape.kv_heads and shape.kv_heads % self.setup.threads != 0
-        width = self.q_width if repeated or not self._plain else self.kv_width
-        wide = [rows.take(self.q_width), rows.take(self.q_width)] if repeated else []
-        dq, dk, dv = rows.take(self.q_width), rows.take(width), rows.take(width)
-        # of one product, before it is added
-        part = Rows(self.tape, min(self.setup.longest, self.setup.tokens), rows.size)
-        part.pulse(self.q_width)
-        if width != self.kv_width:
-            narrow = rows.take(self.kv_width), rows.take(self.kv_width)
-            self.tape.free(dk, dv)
-            dk, dv = narrow
-        self.tape.free(*wide)
-        return dq, dk, dv
-
-    def _rotate_backward(self, grad: Held, width: int) -> Held:
-        """Of `q cos + rotate_half(q) sin`: each half's gradient is written into zeros, and all are added up."""
-        turned = self.rows.take(width)
-        halves = self.rows.take(2 * width)
-        self.tape.free(turned)
-        plain = self.rows.take(width)
-        self.tape.free(halves, grad)
-        return plain
-
-    def _read_backward(
-        self, rows: Rows, readers: list[tuple[str, Held, int]], width: int, *, made: bool | None = None
-    ) -> Held:
-        """The gradient of what several matrices read, from those of their outputs, which are let go."""
-        adapted = [name for name, _, _ in readers if name in self.ranks]
-        again = None
-        recipe = self.recipes if made is None else made and self.lean
-        if recipe and adapted and rows.count == self.rows.count:
-            again = rows.take(width)  # the norm's output, made again until the last reader had it
-        total = None
-        for name, grad, out in readers:
-            dx = rows.take(width)
-            self._weight_backward(name, rows, width, out)
-            if name in self.ranks:
-                self._adapter_backward(rows, out, width)
-            if total is None:
-                total = dx
-            else:
-                self.tape.free(dx)
-            self.tape.free(grad)
-            self._drop(f"{name} h")
-        self.tape.free(again)
-        assert total is not None
-        return total
-
-    def _adapter_backward(self, rows: Rows, out: int, inner: int) -> None:
-        """What a narrower type widens on the way."""
-        if rows.size != WIDE:
-            rows.pulse(out + 2 * inner, WIDE)
-
-    def _weight_backward(self, name: str, rows: Rows, inner: int, out: int) -> None:
-        if not self.all_weights:
-            return
-        # under FSDP2 each process keeps its share, and `per_device` counts what is on its way
-        share = self.setup.processes if self.setup.sharding == "fsdp2" else 1
-        held = self.tape.take(inner * out * rows.size / share, "gradients")
-        if self.first:
-            self.weight_grads.append(held)
-        else:
-            self.tape.free(held)
-
-    def _norm_backward(self, name: str) -> Held:
-        rows, h = self.rows, self.shape.hidden
-        if self.all_weights:
-            parts = [rows.take(h, WIDE) for _ in range(3)]
-        else:
-            parts = [rows.take(h, WIDE), rows.take(h, WIDE)]
-        if rows.size != WIDE:
-            out = rows.take(h)
-            self.tape.free(*parts)
-        else:
-            self.tape.free(*parts[1:])
-            out = parts[0]
-        self._drop(f"{name} inverse", f"{name} unit", f"{name} wide")
-        return out
-
-    def _drop(self, *names: str) -> None:
+    def drop(self, *names: str) -> None:
+        """Let go of what was kept under these names."""
         for name in names:
             self.tape.free(self.kept.pop(name, None))
-
-
-_QKV = tuple(f"self_attn.{name}" for name in ("q_proj", "k_proj", "v_proj", "qkv_proj"))

@@ -79,3 +79,24 @@ class Tape:
     def pulse(self, size: float, part: str = "activations") -> None:
         """Allocate `size` bytes and let them go at once."""
         self.free(self.take(size, part))
+
+
+@dataclass
+class Rows:
+    """How many rows there are, and what a matrix of so many takes."""
+
+    tape: Tape
+    count: int
+    size: int  # bytes of a number
+
+    def take(self, width: float, size: int | None = None) -> Held:
+        """A matrix of `count` rows."""
+        return self.tape.take(self.bytes(width, size))
+
+    def pulse(self, width: float, size: int | None = None) -> None:
+        """A matrix that is let go at once."""
+        self.tape.pulse(self.bytes(width, size))
+
+    def bytes(self, width: float, size: int | None = None) -> int:
+        """Bytes of a matrix of `count` rows."""
+        return int(self.count * width * (self.size if size is None else size))
