@@ -79,7 +79,7 @@ def measure(base: Base, shape: Shape, setup: Setup, examples: Sequence[Encoded])
         )
     planned: Memory = plan_memory(shape, setup)
     weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
-    peak, seconds = _second_step(_subject(base, setup), setup, examples)
+    peak, seconds = _second_step(subject_of(base, setup), setup, examples)
     return Measured(peak, planned.peak, weights, seconds)
 
 
@@ -102,7 +102,8 @@ def random_examples(setup: Setup, vocabulary: int, lengths: Sequence[int] = ()) 
     return found
 
 
-def _subject(base: Base, setup: Setup) -> Subject:
+def subject_of(base: Base, setup: Setup) -> Subject:
+    """What a setup trains of a base; to be closed, which gives the base back."""
     if setup.method == "full":
         return WholeModel(base, None, keep=True)
     bank = Bank(base)
@@ -119,7 +120,7 @@ def _second_step(subject: Subject, setup: Setup, examples: Sequence[Encoded]) ->
     repeat = 10_000 if setup.repeat == "all" else setup.repeat
     engine = Engine(subject, setup.batch, repeat=repeat, reporter=Reporter(quiet=True))
     parameters = subject.parameters()
-    optimizer = make_optimizer(parameters, _settings(setup))
+    optimizer = make_optimizer(parameters, settings_of(setup))
 
     def step(number: int) -> None:
         engine.step(number, examples)
@@ -160,7 +161,8 @@ def _peak_of(work: Callable[[], None], device: torch.device) -> int:
     return peak
 
 
-def _settings(setup: Setup) -> Settings:
+def settings_of(setup: Setup) -> Settings:
+    """What an optimizer needs to be told of a run, for a few steps that nobody keeps."""
     return Settings(
         steps=2,
         steps_per_epoch=2,
