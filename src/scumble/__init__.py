@@ -27,6 +27,7 @@ if TYPE_CHECKING:
     from scumble.manage.unmerge import unmerge
     from scumble.models.base import Base, load_base
     from scumble.models.doctor import diagnose as doctor
+    from scumble.plan.plan import Plan, plan
     from scumble.train.run import Run, train
 
 __all__ = [
@@ -34,6 +35,7 @@ __all__ = [
     "Bank",
     "Base",
     "LoraSpec",
+    "Plan",
     "Run",
     "ScumbleError",
     "bench_blend",
@@ -48,6 +50,7 @@ __all__ = [
     "inspect",
     "load_base",
     "merge",
+    "plan",
     "resize",
     "train",
     "unmerge",
@@ -58,6 +61,7 @@ _HOMES = {
     "Bank": ("scumble.lora.bank", "Bank"),
     "Base": ("scumble.models.base", "Base"),
     "LoraSpec": ("scumble.lora.spec", "LoraSpec"),
+    "Plan": ("scumble.plan.plan", "Plan"),
     "Run": ("scumble.train.run", "Run"),
     "ScumbleError": ("scumble.errors", "ScumbleError"),
     "bench_blend": ("scumble.lab.bench_blend", "bench_blend"),
@@ -71,6 +75,7 @@ _HOMES = {
     "inspect": ("scumble.manage.inspection.inspection", "inspect"),
     "load_base": ("scumble.models.base", "load_base"),
     "merge": ("scumble.manage.merge", "merge"),
+    "plan": ("scumble.plan.plan", "plan"),
     "resize": ("scumble.manage.resize", "resize"),
     "train": ("scumble.train.run", "train"),
     "unmerge": ("scumble.manage.unmerge", "unmerge"),
