@@ -242,7 +242,7 @@ class Graph:
     # -- backward ----------------------------------------------------------------------------------
 
     def backward(self, root: Sized) -> None:
-        """The backward pass from a tensor, whose own gradient takes nothing."""
+        """The backward pass from a tensor, whose own gradient is the caller's."""
         assert root.node is not None
         waiting = [root.node]
         self._buffers = {root.node: Sized(root.count, root.size)}
@@ -275,7 +275,6 @@ class Graph:
 
     def _added(self, there: Sized, grad: Sized) -> Sized:
         """The sum of two gradients, in the first one's place where nothing else refers to it."""
-        alone = there.storage is not grad.storage and all(
-            there.storage is not each.storage for each in self._buffers.values()
-        )
+        others = (grad, *self._buffers.values())
+        alone = there.storage is not None and all(there.storage is not each.storage for each in others)
         return there if alone else self.take(there)

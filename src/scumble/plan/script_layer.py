@@ -3,13 +3,16 @@
 Each method is a module of transformers 5 or PEFT 0.21 (`LlamaRMSNorm`, `apply_rotary_pos_emb`, `sdpa_attention_forward`,
 `LlamaMLP`, `peft.tuners.lora.Linear`), operation by operation and with the same locals, since what a local holds is
 allocated. What such a layer keeps for each token, with h hidden, I intermediate, a query and k key-value heads of width d,
-e bytes a number, and an adapter in fp32 on modules that read n and write m:
+e bytes a number, and an adapter in fp32 on modules that read n:
 
-    2 h e            what the norms read; 8 h more where it is widened to fp32
-    (2 a + 2 k) d e  queries, keys, values and the attention's output; 2 a d for the heads where a mask has them repeated
+    2 h e'           what the norms read, in fp32 (e' is 4)
+    (2 a + 2 k) d e  queries, keys, values and the attention's output
     3 I e            gate, what the activation makes of it, and up
-    n e'             of each adapted module its input, of its own: in fp32, and where it is dropped out also what it is
-                     multiplied with (fp32 on the CPU, a byte on a GPU)
+    n e'             of each adapted module what it reads, a copy of its own where it is widened to fp32; with dropout
+                     also what it is multiplied with (e' on the CPU, a byte on a GPU)
+
+and where the batch has padding, or a layer a window, keys and values for every query head, and a mask of e bytes for each
+pair of positions.
 
 Read off the code and held against allocations on the CPU. On a GPU it follows the code: kernels of flash attention, and
 of memory-efficient attention where there is a mask. Knows shapes and bytes; nothing is computed.
@@ -17,7 +20,7 @@ of memory-efficient attention where there is a mask. Knows shapes and bytes; not
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from scumble.plan.graph import Graph, Like, Parameter, Sized, same, view
@@ -26,6 +29,15 @@ from scumble.plan.shape import Shape
 
 WIDE = 4  # bytes of fp32, in which adapters are, and norms are computed
 
+NAMES = frozenset(
+    f"{block}.{name}"
+    for block, names in {
+        "self_attn": ("q_proj", "k_proj", "v_proj", "qkv_proj", "o_proj"),
+        "mlp": ("gate_proj", "up_proj", "gate_up_proj", "down_proj", "fc1", "fc2"),
+    }.items()
+    for name in names
+)
+
 
 @dataclass(eq=False)
 class ScriptLayer:
@@ -33,6 +45,7 @@ class ScriptLayer:
 
     Attributes:
         ranks: of the adapted modules, by their names within the layer (`self_attn.q_proj`).
+        others: widths of what adapted modules read that are none of a layer like Llama's (`NAMES`).
         masked: attention gets a mask, rather than being told that it is causal.
     """
 
@@ -40,6 +53,7 @@ class ScriptLayer:
     shape: Shape
     setup: Setup
     ranks: Mapping[str, int]
+    others: Sequence[int]
     masked: bool
     title: str
 
@@ -61,6 +75,7 @@ class ScriptLayer:
             del normed
         if shape.norms_per_layer == 4:
             y = self.norm("post_attention_layernorm", y, shape.hidden)
+        y = self._beside(y)
         middle = self._sum(x, y)
         del y
         graph.doing = f"{self.title}, MLP"
@@ -70,6 +85,16 @@ class ScriptLayer:
         if shape.norms_per_layer == 4:
             y = self.norm("post_feedforward_layernorm", y, shape.hidden)
         return self._sum(middle, y)
+
+    def _beside(self, y: Sized) -> Sized:
+        """What adapters keep on modules that this layer has none of: their inputs, and nothing on the way."""
+        kept = []
+        for width in self.others:
+            seen = self.graph.take(Like(self.tokens * width, WIDE))
+            if self.setup.dropout:
+                kept.append(self._noise(seen))
+            kept.append(seen)
+        return self.graph.op([y], y.count, rules=same, saves=kept, shares=y) if kept else y
 
     def _sum(self, x: Sized, y: Sized) -> Sized:
         return self.graph.op([x, y], x.count, rules=same)
@@ -90,20 +115,19 @@ class ScriptLayer:
         del square
         inverse = op([mean], rows, saves_output=True)
         unit = op([wide, inverse], x.count, saves=[wide, inverse])
-        weight = self.trained(name, width, x.size) if self.whole else []
-        # the weight's gradient is summed up from a product with every row
-        within = (0, x.count * WIDE if self.whole else 0)
-        # Gemma multiplies in fp32
-        if self.shape.norms_per_layer == 4:
-            y = op(
-                [unit], x.count, saves=[unit] if self.whole else [], keeps=True, trained=weight, within=within
-            )
-            return y if x.size == WIDE else op([y], x.count, size=x.size, rules=same)
-        if x.size != WIDE:
-            unit = op([unit], x.count, size=x.size, rules=same)
-        return op(
-            [unit], x.count, saves=[unit] if self.whole else [], keeps=True, trained=weight, within=within
-        )
+        if x.size == WIDE:
+            return self._scaled(name, unit, width, x.size)
+        if self.shape.norms_per_layer == 4:  # Gemma multiplies in fp32
+            y = self._scaled(name, unit, width, x.size)
+            return op([y], x.count, size=x.size, rules=same)
+        unit = op([unit], x.count, size=x.size, rules=same)
+        return self._scaled(name, unit, width, x.size)
+
+    def _scaled(self, name: str, unit: Sized, width: int, size: int) -> Sized:
+        """A norm's weight, whose gradient is summed up from a product with every row."""
+        weight = self.trained(name, width, size) if self.whole else []
+        saves, within = ([unit], unit.count * WIDE) if self.whole else ([], 0)
+        return self.graph.op([unit], unit.count, saves=saves, keeps=True, trained=weight, within=(0, within))
 
     def linear(self, name: str, x: Sized, width: int, out: int, *, part: str = "activations") -> Sized:
         """A matrix, and the adapter beside it."""
@@ -114,7 +138,8 @@ class ScriptLayer:
         wide = x if x.size == WIDE else op([x], x.count, size=WIDE, rules=same)
         # the undropped one is a local of PEFT's
         seen = self._dropped(wide) if self.setup.dropout else wide
-        update = (self._magnitude if self.setup.dora else self._update)(name, y, seen, (width, out, rank))
+        add = self._magnitude if self.setup.dora else self._update
+        update = add(name, y, seen, (width, out, rank))
         total = op([y, update], y.count, size=WIDE, rules=same, within=(self._widened(y), 0), part=part)
         size = y.size
         del update
@@ -167,9 +192,11 @@ class ScriptLayer:
         )
 
     def _dropped(self, x: Sized) -> Sized:
-        """Dropout: the CPU keeps what it multiplies with, in x's type, a GPU a byte for each number."""
-        noise = self.graph.take(Like(x.count, x.size if self.cpu else 1))
-        return self.graph.op([x], x.count, saves=[noise])
+        return self.graph.op([x], x.count, saves=[self._noise(x)])
+
+    def _noise(self, x: Sized) -> Sized:
+        """What dropout keeps: the CPU what it multiplies with, in x's type, a GPU a byte for each number."""
+        return self.graph.take(Like(x.count, x.size if self.cpu else 1))
 
     # -- attention ---------------------------------------------------------------------------------
 
@@ -177,11 +204,9 @@ class ScriptLayer:
         shape, op = self.shape, self.graph.op
         h, a, k = shape.hidden, self.q_width, self.kv_width
         if shape.fused_qkv:
-            name = "self_attn.qkv_proj"
-            joined = self.linear(name, x, h, a + 2 * k)
+            joined = self.linear("self_attn.qkv_proj", x, h, a + 2 * k)
             query, key, value = (self._part(joined, width) for width in (a, k, k))
         else:
-            joined = None
             query = self.linear("self_attn.q_proj", x, h, a)
             if shape.qk_norm:
                 query = self.norm("self_attn.q_norm", query, shape.head_dim)
@@ -189,10 +214,7 @@ class ScriptLayer:
             if shape.qk_norm:
                 key = self.norm("self_attn.k_norm", key, shape.head_dim)
             value = self.linear("self_attn.v_proj", x, h, k)
-        turned = self._rotate(query)
-        key = self._rotate(key)
-        query = turned
-        del turned
+        query, key = self._rotate(query), self._rotate(key)
         out = (self._scores if shape.softcap else self._attend)(query, key, value)
         # rows by token; a copy where queries were put together by head, which the kernel's output follows
         out = op([out], out.count, rules=same, shares=None if self._by_head else out)
@@ -233,7 +255,7 @@ class ScriptLayer:
             fused = [query, key, value, mask]
         elif grouped and not self.cpu and size == WIDE:
             # no fused kernel of a GPU takes fp32 with fewer key heads
-            return self._scores(query, self._repeated(key), self._repeated(value))
+            return self._scores(query, key, value)
         normaliser = self.graph.take(Like(self.tokens * self.shape.heads, WIDE))
         # the CPU packs keys and values of a narrower type; a GPU adds up the queries' gradient in fp32, and flash
         # attention makes those of keys and values for every head before it sums them up
@@ -257,7 +279,7 @@ class ScriptLayer:
         """Attention with its matrix of scores (`eager_attention_forward`)."""
         op, count = self.graph.op, self.tokens * self.setup.longest * self.shape.heads
         size = query.size
-        if self.shape.heads != self.shape.kv_heads and key.count != query.count:
+        if self.shape.heads != self.shape.kv_heads:
             key, value = self._repeated(key), self._repeated(value)
         scores = op([query, key], count, saves=[query, key])
         scores = op([scores], count)

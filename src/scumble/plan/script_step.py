@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 from scumble.plan.graph import Graph, Like, Parameter, Sized, same
-from scumble.plan.script_layer import WIDE, ScriptLayer
+from scumble.plan.script_layer import NAMES, WIDE, ScriptLayer
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from scumble.plan.tape import Tape
@@ -41,14 +41,20 @@ class _ScriptStep:
         # an example's first token has no loss
         self.padded = setup.batch > 1 and setup.losses < setup.tokens - setup.batch
         self.layers = [self._layer(number, ranks) for number in range(shape.layers)]
-        self.ends = ScriptLayer(self.graph, shape, setup, ranks, self.padded, title="")
+        head = {path: rank for path, rank in ranks.items() if path == "lm_head"}
+        self.ends = ScriptLayer(self.graph, shape, setup, head, [], self.padded, title="")
+        # adapters on the embedding, and those that a layer's operations know nothing of
+        known = len(head) + sum(len(layer.ranks) for layer in self.layers)
+        self.beneath = known < len(ranks)
         self.repeat = shape.layers if setup.repeat == "all" else setup.repeat
         self.embedding = Parameter(shape.vocabulary * shape.hidden, setup.activation_bytes)
         if shape.tied:
             self.ends.weights["lm_head"] = self.embedding
 
     def _layer(self, number: int, ranks: Mapping[str, int]) -> ScriptLayer:
-        shape, inside = self.shape, f"layers.{number}."
+        shape = self.shape
+        inside = {path: name for path in ranks if (name := _name_in(path, number)) is not None}
+        strange = {path for path, name in inside.items() if name not in NAMES}
         # windowed layers lie evenly among the others
         share = shape.windowed_layers
         windowed = (number + 1) * share // shape.layers > number * share // shape.layers
@@ -57,7 +63,8 @@ class _ScriptStep:
             self.graph,
             shape,
             self.setup,
-            {path.split(inside)[1]: rank for path, rank in ranks.items() if inside in path},
+            {name: ranks[path] for path, name in inside.items() if path not in strange},
+            [weight.in_ for weight in shape.weights if weight.path in strange and weight.in_ > 1],
             masked=self.padded or within,
             title=f"layer {number + 1} of {shape.layers}",
         )
@@ -69,9 +76,10 @@ class _ScriptStep:
             other = self.tape.take(self._small(), "other")
             self.graph.backward(self._loss(self._forward()))
             self.tape.free(other)
-        # of an adapter on what is in no layer
+        # of what no operation here stands for: adapters beside the layers, biases, experts without a token
         made = self.tape.held["gradients"] - before
-        self.tape.take(max(0, self.trained - made), "gradients")
+        trained = self.shape.parameters * self.setup.activation_bytes if self.whole else self.trained
+        self.tape.take(max(0, trained - made), "gradients")
 
     def _forward(self) -> Sized:
         """What the last norm gives. The embedding's output stays with the model's locals to the end of it."""
@@ -80,8 +88,8 @@ class _ScriptStep:
         if self.whole:
             ids = graph.take(Like(0, WIDE))
             embedded = graph.op([ids], count, size=self.setup.activation_bytes, trained=[self.embedding])
-        elif self.repeat:
-            # enable_input_require_grads
+        elif self.repeat or self.beneath:
+            # checkpoints too make it need a gradient (enable_input_require_grads)
             embedded = graph.input(count, self.setup.activation_bytes)
         else:
             embedded = graph.take(Like(count, self.setup.activation_bytes))
@@ -108,3 +116,10 @@ class _ScriptStep:
         setup = self.setup
         masks = setup.tokens * setup.longest if any(layer.masked for layer in self.layers) else 0
         return setup.tokens * 4 * 8 + masks + setup.longest * 2 * self.shape.head_dim * setup.activation_bytes
+
+
+def _name_in(path: str, number: int) -> str | None:
+    """The name of a module within a layer, or None where it is in no layer or in another."""
+    parts = path.split(".")
+    at = next((index for index, part in enumerate(parts) if part.isdecimal()), None)
+    return ".".join(parts[at + 1 :]) if at is not None and int(parts[at]) == number else None

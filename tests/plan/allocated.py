@@ -1,0 +1,19 @@
+"""What PyTorch allocates on the CPU while something is done: the oracle of the plans of memory."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from torch.profiler import ProfilerActivity, profile
+
+
+def most_allocated(work: Callable[[], object]) -> int:
+    """The most bytes that are held at once, beside what was there before."""
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        work()
+    now = most = 0
+    events = (each for each in seen.profiler.kineto_results.events() if each.name() == "[memory]")
+    for event in sorted(events, key=lambda each: each.start_ns()):
+        now += event.nbytes()
+        most = max(most, now)
+    return most
