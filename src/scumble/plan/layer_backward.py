@@ -39,6 +39,11 @@ class LayerBackward:
             branch = self._norm_backward("mlp after")
             self.layer.drop("mlp output")
         picked = None if self.layer.needed is None else few.take(h)
+        if "gate_up" not in self.layer.kept:
+            # nothing below this matrix is trained
+            self._adapter_backward(few, h, inner)
+            tape.free(picked, branch)
+            return
         dproduct = few.take(inner)
         self._weight_backward("mlp.down_proj", few, inner, h)
         if "mlp.down_proj" in self.ranks:

@@ -222,7 +222,7 @@ class LayerEvents:
                 self._low_rank(name, few)
             if self.all_weights or any(name in self.ranks for name in names):
                 self.kept["n2 rows"] = seen
-        active = has_grad or any(name.startswith("mlp") for name in self.ranks)
+        active = has_grad or any(name in self.ranks for name in names)
         both = few.take(2 * inner if shape.gated else inner)
         acted = None if self.gate_kept else few.take(inner)
         product = few.take(inner) if shape.gated else acted
@@ -233,9 +233,8 @@ class LayerEvents:
                 self.kept["acted"] = acted
         else:
             tape.free(both, acted)
-        keeps_product = self.all_weights or (
-            not self.gate_kept and ("mlp.down_proj" in self.ranks or "mlp.fc2" in self.ranks)
-        )
+        recipe = self.gate_kept and active
+        keeps_product = self.all_weights or ("mlp.down_proj" in self.ranks and not recipe)
         if keeps_product and product is not None:
             self.kept["product"] = product
         elif product is not acted:
