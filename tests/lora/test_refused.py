@@ -126,6 +126,19 @@ def test_fused_experts_are_refused_by_name(targets, tmp_path):
             bank.add("a", tmp_path / "a")
 
 
+def test_a_pattern_that_picks_layers_of_a_mixture_is_refused():
+    """PEFT reads it as the last names, in every layer."""
+    base = tiny_mixtral()
+    pattern = r".*layers\.0\.self_attn\.q_proj"
+    with pytest.raises(AdapterError, match=r"PEFT reads the pattern .* as q_proj in every layer"):
+        Bank(copy.deepcopy(base)).trainable("a", LoraSpec(targets=pattern))
+    peft = get_peft_model(base, LoraConfig(**{**LORA, "target_modules": pattern}))
+    assert any("layers.1.self_attn.q_proj.lora_A" in name for name, _ in peft.named_parameters())
+    bank = Bank(tiny_mixtral())
+    bank.trainable("a", LoraSpec(targets=r".*self_attn\.[qv]_proj"))
+    assert len(bank.adapter("a").factors) == 4
+
+
 @pytest.mark.parametrize("family", ["mixtral", "qwen2_moe"])
 @pytest.mark.parametrize("name", ["gate_up_proj", "experts"])
 def test_bare_expert_parameters_are_refused(family, name):

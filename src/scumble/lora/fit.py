@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Mapping, Sized
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -15,7 +15,7 @@ from transformers.pytorch_utils import Conv1D
 
 from scumble.errors import AdapterError
 from scumble.lora.adapter import Adapter, Factors
-from scumble.lora.patterns import bounded_matching
+from scumble.lora.patterns import bounded_matching, find
 from scumble.lora.spec import LoraSpec
 from scumble.lora.targets import ALL_LINEAR, named_by, nearest_names
 
@@ -195,6 +195,23 @@ def refuse_fused_experts(spec: LoraSpec, model: nn.Module) -> None:
             f"the targets {_shown(spec.targets)} reach fused experts ({', '.join(fused)}), for which PEFT uses "
             "target_parameters; they are not computed here",
             "name the attention's layers alone, such as --targets standard",
+        )
+    if isinstance(spec.targets, str):
+        _refuse_narrow_pattern(spec.targets, config.target_modules, model)
+
+
+def _refuse_narrow_pattern(pattern: str, read: Any, model: nn.Module) -> None:
+    """Raise `AdapterError` where PEFT, which reads a pattern as last names here, reaches more than the pattern does."""
+    if pattern == ALL_LINEAR or isinstance(read, str) or not read:
+        return
+    paths = [path for path, module in model.named_modules() if isinstance(module, nn.Linear | Conv1D)]
+    with bounded_matching():
+        more = [path for path in paths if named_by(path, read) and not find(pattern, path)]
+    if more:
+        raise AdapterError(
+            f"on a mixture of experts PEFT reads the pattern {pattern} as {', '.join(sorted(read))} in every layer, and "
+            f"reaches {more[0]} too",
+            "write a pattern that does not pick layers, or name the modules",
         )
 
 
