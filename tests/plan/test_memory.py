@@ -86,6 +86,10 @@ MORE: dict[str, Any] = {
 @given(setups, st.sampled_from(list(MORE)))
 @settings(max_examples=60, deadline=None)
 def test_more_takes_no_less(setup: Setup, name: str) -> None:
+    if name == "losses":
+        setup = replace(
+            setup, engine="scumble"
+        )  # the script has logits of all positions, and reads padding off them
     assert PLANS(replace(setup, **MORE[name])).peak >= PLANS(setup).peak
 
 

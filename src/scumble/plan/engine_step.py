@@ -16,7 +16,7 @@ from scumble.plan.tape import Held, Rows, Tape
 CHUNK_BYTES = 64 * 2**20  # of logits in fp32 that are there at once (`compare.loss`)
 
 
-def engine_step(tape: Tape, shape: Shape, setup: Setup, ranks: Mapping[str, int], trained: int) -> None:
+def engine_step(tape: Tape, shape: Shape, setup: Setup, ranks: Mapping[str, int], gradients: int) -> None:
     """Put a step on the tape, on top of what is held already.
 
     Args:
@@ -24,16 +24,16 @@ def engine_step(tape: Tape, shape: Shape, setup: Setup, ranks: Mapping[str, int]
         shape: of the model.
         setup: how it is trained; `engine` is `scumble`.
         ranks: of the adapted modules, by path.
-        trained: bytes of the gradients of an adapter.
+        gradients: bytes of all gradients.
     """
-    _EngineStep(tape, shape, setup, ranks, trained).run()
+    _EngineStep(tape, shape, setup, ranks, gradients).run()
 
 
 class _EngineStep:
     def __init__(
-        self, tape: Tape, shape: Shape, setup: Setup, ranks: Mapping[str, int], trained: int
+        self, tape: Tape, shape: Shape, setup: Setup, ranks: Mapping[str, int], gradients: int
     ) -> None:
-        self.tape, self.shape, self.setup, self.trained = tape, shape, setup, trained
+        self.tape, self.shape, self.setup, self.gradients = tape, shape, setup, gradients
         self.whole = setup.method == "full"
         self.rows = Rows(tape, setup.tokens, setup.activation_bytes)
         self.losses = Rows(tape, max(1, min(setup.losses, setup.tokens)), setup.activation_bytes)
@@ -61,11 +61,13 @@ class _EngineStep:
         )
 
     def run(self) -> None:
-        """A step of `accumulate` micro-steps; the second one and those after it find gradients there."""
-        for number in range(min(2, self.setup.accumulate)):
-            for layer in self.layers:
-                layer.first = number == 0
-            self._micro_step(number == 0)
+        """The micro-step that takes most: one that finds gradients there, where there are several."""
+        first = self.setup.accumulate == 1
+        if not first:
+            self.tape.take(self.gradients, "gradients")
+        for layer in self.layers:
+            layer.first = first
+        self._micro_step(first)
 
     def _micro_step(self, first: bool) -> None:
         tape, h = self.tape, self.shape.hidden
@@ -96,8 +98,8 @@ class _EngineStep:
             tape.free(inverse, unit, stream, parts[0])
         for number in reversed(range(len(self.layers))):
             self._back_through(self.layers[number], number < self.repeat)
-            if self.trained and first and number == 0:
-                tape.take(self.trained, "gradients")
+            if first and not self.whole:
+                tape.take(self.gradients / len(self.layers), "gradients")
         tape.free(g, embedded)
         if self.whole:
             self._embedding_gradient(first)

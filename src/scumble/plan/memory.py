@@ -93,7 +93,7 @@ class Memories:
             tape.take(self._libraries(setup), "other")
         ranks = {} if adapter is None else {path: f.rank for path, f in adapter.factors.items()}
         play = engine_step if setup.engine == "scumble" else script_step
-        play(tape, self.shape, setup, ranks, 0 if adapter is None else states.gradients)
+        play(tape, self.shape, setup, ranks, states.gradients)
         with tape.at("optimizer step"):
             tape.pulse(states.step, "optimizer")
         return _with_slack(tape) if setup.device == "cuda" else _told(tape)
