@@ -11,6 +11,8 @@ from scumble.files import refuse_existing, write_text
 from scumble.plan.tape import PARTS
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from scumble.plan.memory import Memory
     from scumble.plan.plan import Plan
 
@@ -61,25 +63,31 @@ def draw(found: Plan, file: Path) -> Path:
     import io
 
     import matplotlib
+
+    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scumble", "font.size": 11}):
+        text = io.StringIO()
+        picture(found).savefig(text, format="svg", metadata={"Date": None})
+    return write_text(file, text.getvalue())
+
+
+def picture(found: Plan) -> Figure:
+    """The drawing itself, of matplotlib."""
     from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     shown = bars(found)
-    with matplotlib.rc_context({"svg.fonttype": "none", "svg.hashsalt": "scumble", "font.size": 11}):
-        figure = Figure(figsize=(10, 1.9 + 0.55 * len(shown)))
-        FigureCanvasSVG(figure)
-        axes = figure.subplots()
-        _stack(axes, shown)
-        if found.card is not None:
-            axes.axvline(found.card.usable / 1e9, color=_LINE, linestyle="--", label=found.card.name)
-        axes.set_xlabel("GB at the peak of a step, on each device")
-        axes.set_title(_title(found), loc="left", fontsize=12)
-        axes.spines[["top", "right"]].set_visible(False)
-        figure.legend(loc="lower center", ncols=8, frameon=False, fontsize=9, handlelength=1.2)
-        figure.tight_layout(rect=(0, 0.08, 1, 1))
-        text = io.StringIO()
-        figure.savefig(text, format="svg", metadata={"Date": None})
-    return write_text(file, text.getvalue())
+    figure = Figure(figsize=(10, 1.9 + 0.55 * len(shown)))
+    FigureCanvasSVG(figure)
+    axes = figure.subplots()
+    _stack(axes, shown)
+    if found.card is not None:
+        axes.axvline(found.card.usable / 1e9, color=_LINE, linestyle="--", label=found.card.name)
+    axes.set_xlabel("GB at the peak of a step, on each device")
+    axes.set_title(_title(found), loc="left", fontsize=12)
+    axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(loc="lower center", ncols=8, frameon=False, fontsize=9, handlelength=1.2)
+    figure.tight_layout(rect=(0, 0.08, 1, 1))
+    return figure
 
 
 def _stack(axes: Any, shown: list[tuple[str, Memory]]) -> None:
@@ -91,7 +99,7 @@ def _stack(axes: Any, shown: list[tuple[str, Memory]]) -> None:
         axes.barh(titles, sizes, left=left, color=COLOURS[part], label=part, height=0.65)
         left = [a + b for a, b in zip(left, sizes, strict=True)]
     for row, (_, memory) in enumerate(shown):
-        axes.text(left[row] + max(left) * 0.01, row, f"{memory.peak / 1e9:.3g} GB", va="center", fontsize=10)
+        axes.text(left[row] + max(left) * 0.01, row, f"{memory.peak / 1e9:.1f} GB", va="center", fontsize=10)
     axes.set_xlim(0, max(left) * 1.1)
     axes.invert_yaxis()
 

@@ -14,7 +14,8 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-from scumble.config import Choice, PlanOptions, RunOptions, TrainOptions, make
+from scumble.complaints import flag
+from scumble.config import Choice, DataOptions, PlanOptions, RunOptions, TrainOptions, make
 from scumble.errors import ConfigError, ScumbleError
 from scumble.lora.spec import LoraSpec
 from scumble.plan.advice import Advice, Facts, advise_configuration
@@ -175,10 +176,7 @@ def plan(
         DataError: the data cannot be read.
     """
     asked = make(PlanOptions, **with_lora(options, lora))
-    if asked.supervised is not None and data is not None:
-        raise ConfigError(
-            "--supervised is given with --data, whose tokens with a loss are counted", "leave it out"
-        )
+    _refuse_idle(asked, with_data=data is not None)
     card = None if asked.gpu is None else find_card(asked.gpu)
     name = asked.base if base is None else str(base)
     shape = find_shape(name)
@@ -221,6 +219,18 @@ def plan(
         choices=tuple(choices),
         notes=(*notes_of(shape, setup, asked, planned, card), *missing),
     )
+
+
+def _refuse_idle(asked: PlanOptions, *, with_data: bool) -> None:
+    """Refuse options that would change nothing."""
+    if with_data and asked.supervised is not None:
+        raise ConfigError(
+            "--supervised is given with --data, whose tokens with a loss are counted", "leave it out"
+        )
+    idle = sorted(asked.model_fields_set & {*DataOptions.model_fields, "eval", "seed"})
+    if idle and not with_data:
+        what = ", ".join(flag(name) for name in idle)
+        raise ConfigError(f"{what} is given without --data, and changes nothing", "add --data FILE")
 
 
 def _as_memory_asks(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Mapping
 
 from scumble.plan.fitting import Peak, Peaked
@@ -14,15 +15,14 @@ from scumble.plan.shape import Shape, find_shape
 def smaller_bases(shape: Shape) -> Mapping[str, Peak]:
     """How the memory of smaller models is planned, by name, the largest first; nothing is read before it is asked.
 
-    Of the same owner, and for instructions where this one is; where several have as many parameters, the newest, which
-    the table names last.
+    Of the same family (`Llama-3`), and for instructions where this one is; where several have as many parameters, the one
+    that the table names first.
     """
-    owner, _, name = shape.name.partition("/")
     found: dict[int, str] = {}
     for model in published_models():
-        alike = _instructed(model.name) == _instructed(name)
-        if model.name.partition("/")[0] == owner and alike and model.parameters < shape.parameters:
-            found[model.parameters] = model.name
+        alike = _kind(model.name) == _kind(shape.name)
+        if alike and model.parameters < shape.parameters:
+            found.setdefault(model.parameters, model.name)
     return {found[size]: _Later(found[size]) for size in sorted(found, reverse=True)}
 
 
@@ -39,5 +39,8 @@ class _Later:
         return self._memories(setup)
 
 
-def _instructed(name: str) -> bool:
-    return any(part in name.casefold() for part in ("instruct", "-it", "chat"))
+def _kind(name: str) -> tuple[str, bool]:
+    """A name up to the end of its first number, and whether the model is one for instructions."""
+    family = re.match(r"\D*\d*", name.casefold())
+    assert family is not None
+    return family.group(), any(part in name.casefold() for part in ("instruct", "-it", "chat"))
