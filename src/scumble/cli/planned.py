@@ -186,11 +186,11 @@ def _fit(console: Any, found: Plan) -> None:
 def _largest(console: Any, found: Plan) -> None:
     most = found.largest
     assert most is not None
-    twice = ", every layer computed twice" if found.setup.repeat == "all" else ""
-    parts = [f"--batch {most.batch:,}" if most.batch else "no batch"]
-    parts.append(f"--max-length {most.length:,}" if most.length else "no length")
-    if most.rank is not None:
-        parts.append(f"--rank {most.rank:,}" if most.rank else "no rank")
+    twice = ", and as many layers computed twice as it takes" if found.auto else ""
+    values = {"batch": most.batch, "max-length": most.length, "rank": most.rank}
+    parts = [
+        f"--{name} {value}" if value else f"no {name}" for name, value in values.items() if value is not None
+    ]
     _text(console, f"the largest that fits, each with the others as they are{twice}: {', '.join(parts)}", 2)
 
 

@@ -8,7 +8,7 @@ Puts together what the other files of this folder know. No weights are read and 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
@@ -93,7 +93,9 @@ class Plan:
         data: what is known of the data; None without.
         card: the memory that there is; None where none was named.
         fit: whether it fits, and what to change; None where no memory was named.
-        largest: batch, length and rank that fit, each alone; None as `fit`.
+        largest: batch, length and rank that fit, each alone; with `auto`, where every layer may be computed twice; None
+            as `fit`.
+        auto: as many layers are computed twice as it takes.
         advice: on the configuration.
         choices: what was decided for the user, and why.
         notes: what the figures rest on.
@@ -109,6 +111,7 @@ class Plan:
     card: Card | None
     fit: Fit | None
     largest: Largest | None
+    auto: bool
     advice: tuple[Advice, ...]
     choices: tuple[Choice, ...]
     notes: tuple[str, ...]
@@ -191,16 +194,14 @@ def plan(
     memories = cache(Memories(shape))  # the same setups are asked for by several
     setup = setup_of(asked, shape, batch, accumulate, choices)
     setup = max((each.of(setup) for each in portions.ours), key=lambda each: memories(each).peak)
-    if asked.gradient_checkpointing == "auto" and card is not None:
+    auto = asked.gradient_checkpointing == "auto"
+    if auto and card is not None:
         setup = _as_memory_asks(setup, shape, memories, card, choices)
     planned = None if read is None else _planned_data(read, portions, asked, setup)
-    fitted, most = None, None
-    if card is not None:
-        lengths = () if read is None else read.lengths
-        fitted = fit(memories, shape, setup, card.usable, lengths, smaller_bases(shape))
-        # training computes as many layers twice as it takes
-        wide = replace(setup, repeat="all") if asked.gradient_checkpointing == "auto" else setup
-        most = fit(memories, shape, wide, card.usable).largest
+    lengths = () if read is None else read.lengths
+    fitted, most = (
+        (None, None) if card is None else _fitted(setup, shape, memories, card.usable, lengths, auto=auto)
+    )
     alternatives, missing = _alternatives(shape, setup, portions, memories)
     facts = None if read is None else Facts(len(read.examples), read.supervised)
     run = TrainOptions(**asked.model_dump(include=set(RunOptions.model_fields), exclude_unset=True))
@@ -215,6 +216,7 @@ def plan(
         card=card,
         fit=fitted,
         largest=most,
+        auto=auto,
         advice=tuple(advise_configuration(shape, setup, run, facts, peak=memories)),
         choices=tuple(choices),
         notes=(*notes_of(shape, setup, asked, planned, card), *missing),
@@ -250,6 +252,16 @@ def _as_memory_asks(
     found = replace(setup, repeat=layers - once if once else "all")
     choices.append(Choice("gradient_checkpointing", found.repeat, reason))
     return found
+
+
+def _fitted(
+    setup: Setup, shape: Shape, memories: Planner, limit: int, lengths: Sequence[int], *, auto: bool
+) -> tuple[Fit, Largest]:
+    """Whether it fits, and the largest that does; by `auto`, every layer may be computed twice for that."""
+    found = fit(memories, shape, setup, limit, lengths, smaller_bases(shape))
+    if not auto:
+        return found, found.largest
+    return found, fit(memories, shape, replace(setup, repeat="all"), limit).largest
 
 
 def _alternatives(
