@@ -38,6 +38,11 @@ def lesson() -> Plan:
     return plan(LLAMA, **LESSON)
 
 
+@pytest.fixture(scope="module")
+def fitted() -> Plan:
+    return plan(LLAMA, **LESSON, gpu="24GB")
+
+
 def options_of(text: str) -> dict[str, Any]:
     """What is typed, as Python takes it."""
     words = text.split()
@@ -92,13 +97,12 @@ def test_a_module_takes_what_the_plan_differs_by(lesson):
     assert all(0 < each.share < 0.1 for each in lesson.modules)
 
 
-def test_auto_computes_the_fewest_layers_twice_that_fit():
-    found = plan(LLAMA, **LESSON, gpu="24GB")
-    repeat = found.setup.repeat
-    assert found.fits
+def test_auto_computes_the_fewest_layers_twice_that_fit(fitted):
+    repeat = fitted.setup.repeat
+    assert fitted.fits
     assert isinstance(repeat, int)
     assert 0 < repeat < 32
-    told = {choice.option: choice for choice in found.choices}
+    told = {choice.option: choice for choice in fitted.choices}
     assert told["gradient_checkpointing"].value == repeat
     one_less = plan(LLAMA, **LESSON, gpu="24GB", gradient_checkpointing=repeat - 1)
     assert not one_less.fits
@@ -123,13 +127,12 @@ def test_suggestions_that_are_followed_do_fit(gpu):
 
 
 @pytest.mark.parametrize("name", ["batch", "length", "rank"])
-def test_the_largest_fits_and_one_more_does_not(name):
-    found = plan(LLAMA, **LESSON, gpu="24GB")
-    assert found.largest is not None
+def test_the_largest_fits_and_one_more_does_not(fitted, name):
+    assert fitted.largest is not None
     option = {"length": "max_length"}.get(name, name)
-    most = getattr(found.largest, name)
+    most = getattr(fitted.largest, name)
     # accumulation stays that of the plan, and alpha grows with the rank
-    same = {"accumulate": found.setup.accumulate}
+    same = {"accumulate": fitted.setup.accumulate}
     assert plan(LLAMA, **{**LESSON, **same, option: most}, gpu="24GB").fits
     assert not plan(LLAMA, **{**LESSON, **same, option: most + 1}, gpu="24GB").fits
 
