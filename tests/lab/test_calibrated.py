@@ -18,7 +18,10 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 from transformers import AutoConfig, AutoModelForCausalLM
 
-from scumble.data.encoding import Encoded
+from scumble import train
+from scumble.compare.loss import groups_of
+from scumble.data.encoding import Encoded, encode_all
+from scumble.data.examples import read_examples
 from scumble.errors import ConfigError, NotSupportedError
 from scumble.lab import calibrated, thin
 from scumble.lab.calibrated import calibrate, recalled
@@ -28,6 +31,7 @@ from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from scumble.plan.timing import Epoch, epoch_time
 from scumble.progress import Reporter
+from scumble.train import engine
 from scumble.train.engine import Engine
 from tests.engine import one_thread
 
@@ -121,13 +125,13 @@ def done(shape: Shape, setup: Setup, counter: Products) -> int:
     dtype = {"fp32": torch.float32, "bf16": torch.bfloat16}[setup.dtype]
     subject = subject_of(Base(AutoModelForCausalLM.from_config(config, dtype=dtype)), setup)
     repeat = shape.layers if setup.repeat == "all" else setup.repeat
-    engine = Engine(subject, setup.batch, repeat=repeat, reporter=QUIET)
+    made = Engine(subject, setup.batch, repeat=repeat, reporter=QUIET)
     steps = Epoch.of(examples(), setup).steps
-    with subject.using(), engine.running(examples()):
-        engine.step(0, steps[0][0])  # what a model allows is tried at its first step
+    with subject.using(), made.running(examples()):
+        made.step(0, steps[0][0])  # what a model allows is tried at its first step
         before = counter.count
         for number, groups in enumerate(steps):
-            engine.step(number, [example for group in groups for example in group])
+            made.step(number, [example for group in groups for example in group])
         after = counter.count
     subject.close()
     return after - before
@@ -143,6 +147,33 @@ def test_every_way_to_train(way: str, products: Products) -> None:
 def test_every_shape(kind: str, products: Products) -> None:
     shape, setup = shape_of(kind), setup_of(targets="standard")
     assert planned(shape, setup) == pytest.approx(done(shape, setup, products), rel=EXACT)
+
+
+@pytest.mark.parametrize("dropout", [0.0, 0.1])
+def test_an_epoch_is_the_one_that_training_makes(
+    dropout: float, letters_base: Base, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    seen: list[list[tuple[int, ...]]] = []
+
+    def noted(*args: Any, **kwargs: Any) -> Any:
+        groups = groups_of(*args, **kwargs)
+        seen.append([tuple(each.number for each in group) for group in groups])
+        return groups
+
+    monkeypatch.setattr(engine, "groups_of", noted)
+    said = [(f"say {'so ' * (n % 5)}{n}", f"{n} it is") for n in range(13)]
+    rows = [
+        {"messages": [{"role": "user", "content": asked}, {"role": "assistant", "content": answer}]}
+        for asked, answer in said
+    ]
+    given = {"batch": 2, "accumulate": 2, "dropout": dropout}
+    run = train(
+        rows, out=tmp_path / "run", base=letters_base, eval=0, epochs=1, seed=3, quiet=True, examples_in_report=0, **given
+    )  # fmt: skip
+    encoded = encode_all(read_examples(rows), letters_base.tokenizer, 2048).examples
+    epoch = Epoch.of(encoded, setup_of(**given), seed=3)
+    assert seen == [[tuple(each.number for each in group) for group in groups] for groups in epoch.steps]
+    assert (run.steps, run.tokens) == (epoch.count, epoch.tokens)
 
 
 def test_a_thin_model_is_thin(products: Products) -> None:
