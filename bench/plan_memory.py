@@ -16,11 +16,10 @@ import json
 from dataclasses import dataclass, replace
 
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from scumble.lab.planned import Measured, measure, random_examples
-from scumble.models.base import Base
-from scumble.models.weights import DTYPES
+from scumble.lab.planned import Measured, measure, random_base, random_examples
+from scumble.plan.memory import plan_memory
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape, find_shape
 
@@ -139,20 +138,16 @@ def main() -> None:
 def run(case: Case, device: str) -> tuple[Measured, int]:
     """One case measured, and the bytes of its activations as planned."""
     shape = shape_of(case.shape)
-    config = shape.skeleton.model.config
     torch.manual_seed(0)
-    with torch.device(device):
-        model = AutoModelForCausalLM.from_config(config, dtype=DTYPES[case.dtype])
-    base, setup = Base(model), case.setup(device)
+    setup = case.setup(device)
+    base = random_base(shape, setup)
     examples = random_examples(setup, shape.vocabulary, case.lengths)
     # as many as there are, since each example rounds its own
     losses = sum(sum(each.supervised) for each in examples) // case.accumulate
     setup = replace(setup, losses=losses)
     measured = measure(base, shape, setup, examples)
-    del base, model
+    del base
     gc.collect()
-    from scumble.plan.memory import plan_memory
-
     return measured, plan_memory(shape, setup).largest["activations"]
 
 

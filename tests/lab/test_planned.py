@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from transformers import AutoConfig, AutoModelForCausalLM
+from transformers import AutoConfig
 
-from scumble.errors import NotSupportedError
-from scumble.lab.planned import Measured, measure, random_examples
-from scumble.models.base import Base
-from scumble.models.weights import DTYPES
+from scumble.errors import ConfigError, NotSupportedError
+from scumble.lab import planned
+from scumble.lab.planned import Measured, measure, measure_plan, random_base, random_examples
+from scumble.plan.plan import plan
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from tests.engine import one_thread
@@ -71,10 +73,8 @@ def measured(kind: str, **changed: Any) -> Measured:
     )  # fmt: skip
     if setup.batch == 1:
         setup = replace(setup, longest=setup.tokens)
-    torch.manual_seed(0)
-    base = Base(AutoModelForCausalLM.from_config(config, dtype=DTYPES[setup.dtype]))
     shape = Shape.of_config(config.to_dict(), kind, "this test")
-    return measure(base, shape, setup, random_examples(setup, shape.vocabulary))
+    return measure(random_base(shape, setup), shape, setup, random_examples(setup, shape.vocabulary))
 
 
 @pytest.mark.parametrize("way", WAYS)
@@ -102,3 +102,19 @@ def test_examples_are_as_many_tokens_as_the_setup_says() -> None:
 def test_what_is_not_trained_here_is_not_measured(changed: dict[str, Any]) -> None:
     with pytest.raises(NotSupportedError, match="measured"):
         measured("llama", **changed)
+
+
+def test_a_plan_is_measured_with_random_weights(tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAMA), encoding="utf-8")
+    found = measure_plan(plan(file, batch=2, accumulate=2, max_length=256, dtype="fp32"), quiet=True)
+    assert abs(found.error) < OFF
+    assert found.to_dict()["planned"] == found.planned
+
+
+def test_what_memory_does_not_take_is_not_tried(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "config.json"
+    file.write_text(json.dumps(LLAMA), encoding="utf-8")
+    monkeypatch.setattr(planned, "free_bytes", lambda device: 10**6)
+    with pytest.raises(ConfigError, match=r"a step takes .* GB, and 0\.0 GB are free here"):
+        measure_plan(plan(file, batch=2, max_length=256, dtype="fp32"), quiet=True)

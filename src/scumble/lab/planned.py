@@ -10,22 +10,28 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass
-from typing import Any
+from dataclasses import asdict, dataclass, replace
+from typing import Any, Literal
 
 import torch
 from torch.profiler import ProfilerActivity, profile
+from transformers import AutoModelForCausalLM
 
 from scumble.data.encoding import Encoded
-from scumble.errors import NotSupportedError
+from scumble.errors import ConfigError, NotSupportedError
 from scumble.lora.bank import Bank
 from scumble.models.base import Base
+from scumble.models.threads import threads_for, with_threads
+from scumble.models.weights import DTYPES
+from scumble.models.weights import quiet as quiet_libraries
 from scumble.plan.memory import Memory, plan_memory
 from scumble.plan.parameters import spec_of
+from scumble.plan.plan import Plan
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from scumble.progress import Reporter
 from scumble.train.engine import Engine
+from scumble.train.memory import free_bytes
 from scumble.train.optimizer import make_optimizer
 from scumble.train.settings import Settings
 from scumble.train.subject import AdapterSubject, Subject
@@ -60,6 +66,50 @@ class Measured:
         return {**asdict(self), "error": self.error}
 
 
+def measure_plan(found: Plan, *, quiet: bool = False) -> Measured:
+    """Make a step of a plan here, with random weights, which change no memory, and random tokens.
+
+    Without a GPU it is made on the CPU, and held against the plan of a CPU: where it differs is said.
+
+    Args:
+        found: the plan.
+        quiet: say nothing on stderr.
+
+    Raises:
+        NotSupportedError: the setup is one that is not trained here.
+        ConfigError: the step takes more memory than there is.
+    """
+    _refuse(found.setup)
+    reporter = Reporter(quiet=quiet)
+    device: Literal["cpu", "cuda"] = (
+        "cuda" if torch.cuda.is_available() and found.setup.device == "cuda" else "cpu"
+    )
+    setup = found.setup
+    # as many positions at once as planned, also where the examples of two micro-steps would go into one
+    full = setup.tokens == setup.batch * setup.longest
+    setup = replace(setup, device=device, accumulate=min(2, setup.accumulate) if full else 1)
+    needed, free = plan_memory(found.shape, setup).peak, free_bytes(torch.device(device))
+    if free is not None and needed > 0.9 * free:  # the process itself takes some, and others do
+        raise ConfigError(
+            f"a step takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here, of which it may have nine tenths",
+            "measure with a smaller --batch or --max-length: the plan is held against the same step",
+        )
+    if device != found.setup.device:
+        reporter.note(
+            "there is no GPU here: the step is made on the CPU, and held against its plan for a CPU"
+        )
+    base = random_base(found.shape, setup)
+    with with_threads(threads_for(base.model).train):
+        setup = replace(setup, threads=torch.get_num_threads())
+        return measure(base, found.shape, setup, random_examples(setup, found.shape.vocabulary))
+
+
+def random_base(shape: Shape, setup: Setup) -> Base:
+    """A base of a shape, of the setup's type and on its device, with random weights."""
+    with torch.device(setup.device), quiet_libraries():
+        return Base(AutoModelForCausalLM.from_config(shape.skeleton.model.config, dtype=DTYPES[setup.dtype]))
+
+
 def measure(base: Base, shape: Shape, setup: Setup, examples: Sequence[Encoded]) -> Measured:
     """Make two steps, and hold the second one against the plan.
 
@@ -83,16 +133,26 @@ def measure(base: Base, shape: Shape, setup: Setup, examples: Sequence[Encoded])
     return Measured(peak, planned.peak, weights, seconds)
 
 
+def _refuse(setup: Setup) -> None:
+    quantised = setup.method == "qlora" or setup.dtype not in DTYPES
+    if quantised or setup.engine != "scumble" or setup.processes > 1:
+        raise NotSupportedError(
+            "only what is trained here, by one process and with no quantised base, is measured",
+            "leave --measure out, or use --method lora and one process",
+        )
+
+
 def random_examples(setup: Setup, vocabulary: int, lengths: Sequence[int] = ()) -> list[Encoded]:
     """Examples of one optimizer step that share nothing: as many tokens, and as many with a loss, as the setup says.
 
     Args:
         setup: whose batch and accumulation say how many.
         vocabulary: tokens to draw from.
-        lengths: of the examples of a micro-step; all alike where not told.
+        lengths: of the examples of a micro-step; where not told, the longest as often as it goes, and what is left.
     """
     draw = random.Random(0)
-    lengths = list(lengths) or [setup.tokens // setup.batch] * setup.batch
+    whole, rest = divmod(setup.tokens, setup.longest)
+    lengths = list(lengths) or [setup.longest] * whole + [rest] * (rest > 1)
     share = setup.losses / setup.tokens
     found = []
     for number, length in enumerate(list(lengths) * setup.accumulate):

@@ -40,7 +40,7 @@ class _EngineStep:
         self.windowed = _windowed(shape)
         self.layers = [self._layer(number, ranks) for number in range(shape.layers)]
         self.repeat = shape.layers if setup.repeat == "all" else setup.repeat
-        self.embedding_grads: list[Held] = []
+        self.head_gradient = Held(0, "gradients")
 
     def _layer(self, number: int, ranks: Mapping[str, int]) -> LayerEvents:
         inside = f"layers.{number}."
@@ -87,7 +87,7 @@ class _EngineStep:
         tape.free(embedded if not self.layers[0].keeps_input else None)
         hidden = self.losses.take(h)
         tape.free(normed)
-        back = self._loss(hidden)
+        back = self._loss(hidden, first)
         with tape.at("backward pass of the final norm"):
             g = self.rows.take(h)
             tape.free(back)
@@ -131,13 +131,13 @@ class _EngineStep:
             layer.kept["x"] = x
         LayerBackward(layer).run()
 
-    def _loss(self, hidden: Held) -> Held:
+    def _loss(self, hidden: Held, first: bool) -> Held:
         """Logits by chunks, and the gradient of what they are made of, which is given back."""
         tape, h, vocabulary = self.tape, self.shape.hidden, self.shape.vocabulary
         size = max(1, CHUNK_BYTES // (4 * vocabulary))
         chunk = Rows(tape, min(size, self.setup.losses), self.rows.size)
         if self.whole or self.shape.head_softcap:
-            return self._trained_head(hidden, chunk)
+            return self._trained_head(hidden, chunk, first)
         with tape.at("loss"):
             grad = self.losses.take(h)
             narrow = tape.take(chunk.bytes(vocabulary), "logits")
@@ -152,7 +152,7 @@ class _EngineStep:
             tape.free(grad, hidden)
         return scaled
 
-    def _trained_head(self, hidden: Held, chunk: Rows) -> Held:
+    def _trained_head(self, hidden: Held, chunk: Rows, first: bool) -> Held:
         """Each chunk's logits are made twice; its gradient is three such matrices, and one of the output layer."""
         tape, vocabulary, h = self.tape, self.shape.vocabulary, self.shape.hidden
         with tape.at("backward pass of the loss"):
@@ -165,22 +165,25 @@ class _EngineStep:
                 head = tape.take(self._head_bytes if self.whole else 0, "gradients")
                 tape.free(logits[0])
                 if number == 0:
-                    self.embedding_grads.append(head)
+                    self.head_gradient = head
                 else:  # the sum with that of the chunks before is a third matrix
                     tape.pulse(head.size, "gradients")
                     tape.free(head)
+            if not first and not self.shape.tied:
+                tape.free(self.head_gradient)  # added to the one that is there
             tape.free(hidden)
         return grad
 
     def _embedding_gradient(self, first: bool) -> None:
-        """The embedding's gradient, which is as large as the embedding; added to the head's where both are one."""
+        """The embedding's gradient, which is as large as the embedding; where both are one the sum with the head's, too."""
         tape = self.tape
         with tape.at("backward pass of the embedding"):
             held = tape.take(self._head_bytes, "gradients")
-            if self.shape.tied or not first:
+            if self.shape.tied:
+                tape.pulse(held.size, "gradients")
                 tape.free(held)
-        if not first:
-            tape.free(*self.embedding_grads)
+            if not first:
+                tape.free(held, self.head_gradient)
 
     def _small(self) -> int:
         """Token ids, positions and numbers of examples; cosines and sines of the positions."""
