@@ -39,7 +39,7 @@ ELSEWHERE: dict[str, tuple[str, str]] = {
 # What the command line has and no file can say, since it differs from run to run.
 _COMMAND_LINE = ("data", "out", "config", "force", "resume", "json")
 _SEEDS = 2**32 - 1
-_MANY = 10**6  # far more than any step has
+_MANY = 10**6  # far more passes than any run has, and examples than any step
 
 
 class Choice(NamedTuple):
@@ -114,7 +114,9 @@ class RunOptions(DataOptions, LoraOptions):
     """What decides how long a run is, and how much is computed at once: for those who train and those who plan."""
 
     base: str | None = Field(None, description="Alias, folder, hub name or GGUF file")
-    epochs: float = Field(3.0, gt=0, allow_inf_nan=False, description="Passes over the training data")
+    epochs: float = Field(
+        3.0, gt=0, le=_MANY, allow_inf_nan=False, description="Passes over the training data"
+    )
     max_steps: int | None = Field(None, ge=1, description="Stop after so many optimizer steps")
     batch: int | None = Field(None, ge=1, description="Examples in a micro-step")
     accumulate: int | None = Field(None, ge=1, description="Micro-steps in an optimizer step")

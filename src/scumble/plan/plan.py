@@ -12,7 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass, replace
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from scumble.complaints import flag
 from scumble.config import Choice, DataOptions, PlanOptions, RunOptions, TrainOptions, make
@@ -28,10 +28,12 @@ from scumble.plan.modules import ModuleCost, module_costs
 from scumble.plan.notes import notes_of
 from scumble.plan.parameters import Parameters, count_parameters
 from scumble.plan.portion import Portions, largest_of, steps_of_run, worst_case
-from scumble.plan.reading import ReadData, read_data
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape, find_shape
 from scumble.plan.siblings import smaller_bases
+
+if TYPE_CHECKING:
+    from scumble.plan.reading import ReadData
 
 Planner = Callable[[Setup], Memory]
 _TITLES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full"}
@@ -184,7 +186,7 @@ def plan(
     name = asked.base if base is None else str(base)
     shape = find_shape(name)
     length = length_of(asked, shape)
-    read = None if data is None else read_data(data, asked, shape.name, length)
+    read = None if data is None else _read(data, asked, shape, length)
     batch, accumulate, choices = settle_batch(asked, None if read is None else len(read.examples))
     if read is None:
         portions = worst_case(batch, length, asked.supervised or 1.0)
@@ -221,6 +223,12 @@ def plan(
         choices=tuple(choices),
         notes=(*notes_of(shape, setup, asked, planned, card), *missing),
     )
+
+
+def _read(data: Any, asked: PlanOptions, shape: Shape, length: int) -> ReadData:
+    from scumble.plan.reading import read_data  # which takes as long to import as to plan
+
+    return read_data(data, asked, shape.name, length)
 
 
 def _refuse_idle(asked: PlanOptions, *, with_data: bool) -> None:
