@@ -150,7 +150,7 @@ class _Found:
         works: of the micro-batches.
         totals: of each one's steps, the engine's part.
         layers: of each one's steps, the layers between the first and the last, in order.
-        optimizer: of all steps.
+        optimizer: of all steps, as the whole model's would take.
     """
 
     works: list[Work] = field(default_factory=list)
@@ -176,7 +176,7 @@ def _measured(
     subject = subject_of(Base(model), thin.setup)
     try:
         engine = Engine(subject, setup.batch, repeat=int(thin.setup.repeat), reporter=Reporter(quiet=True))
-        stepper = _Stepper(subject, engine, setup)
+        stepper = _Stepper(subject, engine, thin)
         groups = _samples(micro_batches)
         with subject.using(), engine.running(groups[0]):
             before = time.perf_counter()
@@ -245,10 +245,17 @@ def _cut(group: Sequence[Encoded], most: float) -> list[Encoded]:
 class _Stepper:
     """Makes optimizer steps of one micro-batch, and times them."""
 
-    def __init__(self, subject: Subject, engine: Engine, setup: Setup) -> None:
-        self.subject, self.engine = subject, engine
-        self.parameters = subject.parameters()
-        self.optimizer = make_optimizer(self.parameters, settings_of(setup))
+    def __init__(self, subject: Subject, engine: Engine, thin: Thin) -> None:
+        self.subject, self.engine, self.thin = subject, engine, thin
+        # apart, for there are more layers in the whole model, and one embedding
+        parts: dict[bool, dict[str, nn.Parameter]] = {}
+        for name, parameter in subject.parameters().items():
+            parts.setdefault(thin.in_layers(name), {})[name] = parameter
+        settings = settings_of(thin.setup)
+        self.parts = [
+            (list(part.values()), make_optimizer(part, settings), thin.more if inside else 1.0)
+            for inside, part in parts.items()
+        ]
         model: Any = subject.model
         self.layers = next(
             list(m)
@@ -257,19 +264,24 @@ class _Stepper:
         )
 
     def step(self, group: Sequence[Encoded]) -> tuple[float, list[float], float]:
-        """Seconds of the engine, of each layer between the first and the last, and of the optimizer."""
+        """Seconds of the engine, of each layer between the first and the last, and of the whole model's optimizer."""
         self.engine.batch = len(group)  # so that it stays one micro-batch
         started = time.perf_counter()
         with _stamped(self.layers) as stamps:
             self.engine.step(0, group)
-        between = time.perf_counter()
-        float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), 1.0))
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
+        total = time.perf_counter() - started
+        updates = [more * self._update(part, optimizer) for part, optimizer, more in self.parts]
+        return total, stamps.spans(), sum(updates)
+
+    def _update(self, parameters: list[nn.Parameter], optimizer: torch.optim.Optimizer) -> float:
+        """Seconds of clipping and of the optimizer, for some of the parameters."""
+        started = time.perf_counter()
+        float(torch.nn.utils.clip_grad_norm_(parameters, 1.0))
+        optimizer.step()
+        optimizer.zero_grad(set_to_none=True)
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
-        ended = time.perf_counter()
-        return between - started, stamps.spans(), ended - between
+        return time.perf_counter() - started
 
 
 class _Stamps:
@@ -360,7 +372,7 @@ def _fitted(thin: Thin, found: _Found) -> dict[str, Any]:
     return {
         "layers": tuple(Layers(count, kind) for count, kind in zip(thin.counts, each, strict=True)),
         "rest": rest,
-        "optimizer": statistics.median(found.optimizer) / thin.share,
+        "optimizer": statistics.median(found.optimizer),
         "spread": 2 * (sum(x * x for x in off) / len(off)) ** 0.5,
     }
 

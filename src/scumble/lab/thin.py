@@ -36,7 +36,7 @@ class Thin:
         kept: numbers of the layers, in order.
         kinds: by kind, places of its layers among those kept; what is in none of them counts as it is.
         counts: by kind, layers of the whole model that those stand for.
-        share: of the trained numbers that the thin model has; what the optimizer's time goes by.
+        more: times as many numbers are trained in the whole model's layers as in those kept.
     """
 
     shape: Shape
@@ -44,7 +44,7 @@ class Thin:
     kept: tuple[int, ...]
     kinds: tuple[tuple[int, ...], ...]
     counts: tuple[int, ...]
-    share: float
+    more: float
 
     @classmethod
     def of(cls, shape: Shape, setup: Setup) -> Thin:
@@ -82,15 +82,20 @@ class Thin:
                     if layer is None or layer in places
                 ),
             )
-        of_kept = sum(size for layer, size in sizes.items() if layer is None or layer in places)
+        sizes.pop(None, None)
+        of_kept = sum(size for layer, size in sizes.items() if layer in places)
         return cls(
             shape,
             thin,
             kept,
             tuple(tuple(places[n] for n in numbers if n in places) for numbers in kinds),
             tuple(map(len, kinds)),
-            of_kept / sum(sizes.values()),
+            sum(sizes.values()) / of_kept if of_kept else 1.0,
         )
+
+    def in_layers(self, name: str) -> bool:
+        """Whether a trained parameter is one of a layer's."""
+        return f"{_stack_of(self.shape)}." in name
 
     def build(self, device: torch.device) -> Any:
         """The model, with random weights.
@@ -145,11 +150,11 @@ def _layer_in(path: str, stack: str) -> int | None:
 
 
 def _kinds(shape: Shape, setup: Setup, stack: str, adapted: Mapping[str, int]) -> list[list[int]]:
-    """Numbers of the layers that cost the same, but for those that are like no other.
+    """Numbers of the layers that cost the same, between the first and the last, which are like no other.
 
-    Those are the first and the last, and the first that is trained, with which the backward pass ends. What layers
-    differ in: what the configuration says of each, their weights, what is trained of them, whether the backward pass
-    comes through them, and whether they are computed twice.
+    What layers differ in: what the configuration says of each, their weights, what is trained of them, whether the
+    backward pass comes through them (to the first that is trained it comes, and no further), and whether they are
+    computed twice.
     """
     count = shape.layers
     repeat = count if setup.repeat == "all" else setup.repeat
@@ -169,9 +174,8 @@ def _kinds(shape: Shape, setup: Setup, stack: str, adapted: Mapping[str, int]) -
     first = min(trained, default=0) if setup.method != "full" else 0
     kinds: dict[str, list[int]] = {}
     for number in range(1, count - 1):
-        if number != first:
-            costs = (inside[number], [value[number] for value in said], number > first, number < repeat)
-            kinds.setdefault(repr(costs), []).append(number)
+        costs = (inside[number], [value[number] for value in said], number > first, number < repeat)
+        kinds.setdefault(repr(costs), []).append(number)
     return list(kinds.values())
 
 
