@@ -5,6 +5,8 @@ import re
 
 import pytest
 
+from tests.cli.conftest import start
+
 LESSON = [
     "meta-llama/Llama-3.1-8B-Instruct",
     *("--rank", 16, "--alpha", 32, "--targets", "standard", "--batch", 4, "--max-length", 2048),
@@ -94,3 +96,12 @@ def test_mistakes_are_one_line_and_a_hint(fails, here, words, message, hint):
     assert message in said
     assert hint in advised
     assert sorted(here.iterdir()) == before
+
+
+def test_a_terminal_without_block_signs_gets_letters(letters_folder, here, monkeypatch):
+    monkeypatch.setenv("PYTHONIOENCODING", "ascii")
+    command = start("plan", letters_folder, "--max-length", 100, cwd=here)
+    out, err = command.communicate(timeout=120)
+    assert (command.returncode, err) == (0, "")
+    assert "W weights A adapter" in out
+    assert "?" not in out

@@ -11,16 +11,17 @@ if TYPE_CHECKING:
     from scumble.plan.memory import Memory
     from scumble.plan.plan import Plan
 
-# how each part looks in a bar, with and without colours
+# how each part looks in a bar: without colours, where the encoding has no such signs, and with colours
 _LOOKS = {
-    "weights": ("█", "bright_black"),
-    "adapter": ("▚", "red"),
-    "gradients": ("▓", "yellow"),
-    "optimizer": ("▞", "bright_yellow"),
-    "activations": ("▒", "blue"),
-    "logits": ("░", "cyan"),
-    "other": ("·", "white"),
+    "weights": ("█", "W", "bright_black"),
+    "adapter": ("▚", "A", "red"),
+    "gradients": ("▓", "G", "yellow"),
+    "optimizer": ("▞", "O", "bright_yellow"),
+    "activations": ("▒", "=", "blue"),
+    "logits": ("░", "L", "cyan"),
+    "other": ("·", ".", "white"),
 }
+_LEAST = 80  # columns, below which tables and bars say nothing
 _NARROW = 44  # columns that a bar's title and figure need beside it
 
 
@@ -29,6 +30,7 @@ def show(found: Plan) -> None:
     from rich.console import Console
 
     console = Console(highlight=False)
+    console.width = max(console.width, _LEAST)
     _base(console, found)
     console.print()
     _memory(console, found)
@@ -119,16 +121,21 @@ def _bars(console: Any, found: Plan) -> None:
     for title, memory in shown:
         line = Text(f"  {title.replace('gradient checkpointing', 'checkpointing'):33}{size(memory.peak):>9} ")
         for part, cells in _cells(memory, most, width).items():
-            look, colour = _LOOKS[part]
+            look, colour = _look(console, part)
             line.append(look * cells, colour)
         if limit is not None and memory.peak <= limit:
             line.append(" fits", "green")
         console.print(line, no_wrap=True, crop=False)
     legend = Text("  ")
-    for part, (look, colour) in _LOOKS.items():
-        legend.append(look, colour)
+    for part in _LOOKS:
+        legend.append(*_look(console, part))
         legend.append(f" {part} ")
     console.print(legend)
+
+
+def _look(console: Any, part: str) -> tuple[str, str]:
+    sign, letter, colour = _LOOKS[part]
+    return (sign if console.encoding.startswith("utf") else letter), colour
 
 
 def _cells(memory: Memory, most: int, width: int) -> dict[str, int]:
