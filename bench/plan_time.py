@@ -1,8 +1,9 @@
 """Planned against measured: the seconds of an epoch of real training, after a calibration of a few seconds.
 
-    python bench/plan_time.py                        # the embedded base, all data sets: about ten minutes on two cores
+    python bench/plan_time.py                        # the embedded base, all data sets: about five minutes on two cores
     python bench/plan_time.py --only cron,long --method full --share 0.5
     python bench/plan_time.py --device cuda --dtype bf16 --share 8
+    python bench/plan_time.py --own-time --share 0.35        # where other work runs: processor time of one thread
 
 Data sets: `cron` (short, with a system prompt that all share), docstrings of Python's standard library as chats (216 tokens
 on average), the same with a system prompt of 512 tokens, and texts of log-normal lengths up to 1,800 tokens. Each is

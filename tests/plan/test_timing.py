@@ -171,6 +171,8 @@ def test_a_calibration_that_spread_more_says_so() -> None:
     found = epoch_time(calibration(shape, setup, spread=0.3), shape, setup, Epoch.of(some(), setup))
     assert found.high == pytest.approx(1.3 * found.seconds)
     assert found.low == pytest.approx(found.seconds / 1.3)
+    said = replace(found, seconds=250.0, low=200.0, high=280.0)
+    assert str(said).replace("\u00a0", " ") == "4 min 10 s, give or take 12 %"
     assert set(found.to_dict()) >= {"seconds", "low", "high", "steps", "tokens", "tokens_per_second"}
 
 

@@ -363,17 +363,19 @@ def _fitted(thin: Thin, found: _Found) -> dict[str, Any]:
         for totals, steps in zip(found.totals, found.layers, strict=True)
     ]
     rest = fit(found.works, rests, "constant", "computed", "losses", "pairs")
-    off = []
+    off = weights = 0.0
     for work, totals in zip(found.works, found.totals, strict=True):
         planned = rest.of(work) + sum(
             len(places) * kind.of(work) for places, kind in zip(thin.kinds, each, strict=True)
         )
-        off += [total / planned - 1 for total in totals]
+        # by their seconds, since large micro-batches decide on an epoch's
+        off += sum(planned * (total / planned - 1) ** 2 for total in totals)
+        weights += planned * len(totals)
     return {
         "layers": tuple(Layers(count, kind) for count, kind in zip(thin.counts, each, strict=True)),
         "rest": rest,
         "optimizer": statistics.median(found.optimizer),
-        "spread": 2 * (sum(x * x for x in off) / len(off)) ** 0.5,
+        "spread": 2 * (off / weights) ** 0.5,
     }
 
 

@@ -25,6 +25,7 @@ import xxhash
 from scumble.data.encoding import Encoded
 from scumble.data.order import order_of
 from scumble.data.packing import Packed, micro_batches, pack
+from scumble.pages.render import duration
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 
@@ -147,7 +148,7 @@ class Calibration:
         layers: the kinds in the middle of the model.
         rest: of a micro-batch, all but those.
         optimizer: seconds of a step's clipping and optimizer.
-        spread: how far a single step was off the fit, as a share; two standard deviations.
+        spread: how far a single step was off the fit, as a share: two standard deviations, steps weighed by their seconds.
         largest: tokens computed of the largest micro-batch that it was made for.
         seconds: that it took.
         steps: that were measured.
@@ -217,6 +218,9 @@ class EpochTime:
     def spread(self) -> float:
         """How far it may be off, as a share."""
         return self.high / self.seconds - 1
+
+    def __str__(self) -> str:
+        return f"{duration(self.seconds)}, give or take {100 * self.spread:.0f} %"
 
     def to_dict(self) -> dict[str, Any]:
         """What `--json` prints."""
