@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scumble.lab.bench_train import bench_train
     from scumble.lab.cron import cron_hardness
     from scumble.lab.demo import demo
+    from scumble.lab.planning import plan
     from scumble.lora.adapter import Adapter
     from scumble.lora.bank import Bank
     from scumble.lora.spec import LoraSpec
@@ -27,7 +28,7 @@ if TYPE_CHECKING:
     from scumble.manage.unmerge import unmerge
     from scumble.models.base import Base, load_base
     from scumble.models.doctor import diagnose as doctor
-    from scumble.plan.plan import Plan, plan
+    from scumble.plan.plan import Plan
     from scumble.train.run import Run, train
 
 __all__ = [
@@ -75,7 +76,7 @@ _HOMES = {
     "inspect": ("scumble.manage.inspection.inspection", "inspect"),
     "load_base": ("scumble.models.base", "load_base"),
     "merge": ("scumble.manage.merge", "merge"),
-    "plan": ("scumble.plan.plan", "plan"),
+    "plan": ("scumble.lab.planning", "plan"),
     "resize": ("scumble.manage.resize", "resize"),
     "train": ("scumble.train.run", "train"),
     "unmerge": ("scumble.manage.unmerge", "unmerge"),

@@ -13,10 +13,12 @@ from transformers import AutoConfig
 
 from scumble.errors import ConfigError, NotSupportedError
 from scumble.lab import planned
-from scumble.lab.planned import Measured, measure, measure_plan, random_base, random_examples
+from scumble.lab.planned import measure, measure_plan, random_base, random_examples
+from scumble.plan.measured import Measured
 from scumble.plan.plan import plan
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
+from scumble.progress import Reporter
 from tests.engine import one_thread
 
 __all__ = ["one_thread"]
@@ -107,7 +109,9 @@ def test_what_is_not_trained_here_is_not_measured(changed: dict[str, Any]) -> No
 def test_a_plan_is_measured_with_random_weights(tmp_path: Path) -> None:
     file = tmp_path / "config.json"
     file.write_text(json.dumps(LLAMA), encoding="utf-8")
-    found = measure_plan(plan(file, batch=2, accumulate=2, max_length=256, dtype="fp32"), quiet=True)
+    found = measure_plan(
+        plan(file, batch=2, accumulate=2, max_length=256, device="cpu"), Reporter(quiet=True)
+    )
     assert abs(found.error) < OFF
     assert found.to_dict()["planned"] == found.planned
 
@@ -117,4 +121,4 @@ def test_what_memory_does_not_take_is_not_tried(monkeypatch: pytest.MonkeyPatch,
     file.write_text(json.dumps(LLAMA), encoding="utf-8")
     monkeypatch.setattr(planned, "free_bytes", lambda device: 10**6)
     with pytest.raises(ConfigError, match=r"a step takes .* GB, and 0\.0 GB are free here"):
-        measure_plan(plan(file, batch=2, max_length=256, dtype="fp32"), quiet=True)
+        measure_plan(plan(file, batch=2, max_length=256, device="cpu"), Reporter(quiet=True))

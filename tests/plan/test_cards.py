@@ -24,8 +24,14 @@ from scumble.plan.cards import CARDS, CONTEXT, LARGEST, SMALLEST, find_card, par
 )
 def test_sizes(text: str, size: int) -> None:
     assert parse_size(text) == size
-    card = find_card(text)
+    card = find_card(text, on_gpu=False)
     assert (card.total, card.usable) == (size, size)
+
+
+def test_of_a_gpu_s_size_cuda_takes_its_part() -> None:
+    assert find_card("24GB").usable == 24 * 10**9 - CONTEXT
+    with pytest.raises(ConfigError, match="no more than CUDA itself takes"):
+        find_card("500MB")
 
 
 @pytest.mark.parametrize(

@@ -89,6 +89,13 @@ def run(
     ] = None,
     warmup: Annotated[int | None, typer.Option(help="Steps of warm-up, for advice on it.")] = None,
     seed: Annotated[int | None, typer.Option(help="Decides which examples meet. [0]")] = None,
+    measure: Annotated[
+        bool, typer.Option("--measure", help="Make a real step here, and hold it against the plan.")
+    ] = False,
+    calibrate: Annotated[
+        bool,
+        typer.Option("--calibrate", help="Measure this machine for 10 s, and plan the time of an epoch."),
+    ] = False,
     plot: Annotated[Path | None, typer.Option(help="SVG file to write.")] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace --plot where it exists.")] = False,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
@@ -97,15 +104,15 @@ def run(
     options = {
         name: value
         for name, value in locals().items()
-        if name not in ("base", "data", "eval_", "plot", "force", "as_json")
+        if name not in ("base", "data", "eval_", "measure", "calibrate", "plot", "force", "as_json")
     }
     from scumble.cli import output, planned
+    from scumble.lab.planning import plan
     from scumble.plan.picture import check_plot, draw
-    from scumble.plan.plan import plan
 
     if plot is not None:
         check_plot(plot, force=force, inputs=(base, data, template))
-    found = plan(base, data=data, eval=eval_, **options)
+    found = plan(base, data=data, eval=eval_, measure=measure, calibrate=calibrate, **options)
     if plot is not None:
         draw(found, plot)
     output.show(found, as_json, lambda: planned.show(found))

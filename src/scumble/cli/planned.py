@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from scumble.cli.output import size
+from scumble.pages.render import duration
 
 if TYPE_CHECKING:
     from scumble.plan.fitting import Suggestion
@@ -36,6 +37,9 @@ def show(found: Plan) -> None:
     _memory(console, found)
     console.print()
     _bars(console, found)
+    if found.measured is not None or found.time is not None:
+        console.print()
+        _here(console, found)
     if found.modules:
         console.print()
         _modules(console, found)
@@ -146,6 +150,30 @@ def _cells(memory: Memory, most: int, width: int) -> dict[str, int]:
         cells[part] = round(after * width / most) - round(before * width / most)
         before = after
     return cells
+
+
+def _here(console: Any, found: Plan) -> None:
+    """What was measured on this machine."""
+    console.print("On this machine", style="bold")
+    measured, time, calibration = found.measured, found.time, found.calibration
+    if measured is not None:
+        off = f"{abs(measured.error):.1%} too {'much' if measured.error > 0 else 'little'}"
+        _text(
+            console,
+            f"a real step on {found.setup.device} took {size(measured.peak)} at its peak, planned were "
+            f"{size(measured.planned)}: {off} of the {size(measured.peak - measured.weights)} that are not weights",
+            2,
+            hanging=2,
+        )
+    if time is not None and calibration is not None:
+        what = "an optimizer step" if found.data is None else f"an epoch of {time.steps:,} optimizer steps"
+        speed = f"{time.tokens_per_second:,.0f} tokens/s"
+        _text(console, f"{what} takes {time}: {speed}, training alone", 2, hanging=2)
+        if found.data is not None and found.data.steps != time.steps:
+            run = time.seconds * found.data.steps / time.steps
+            _text(console, f"the whole run of {found.data.steps:,} steps takes {duration(run)}", 2, hanging=2)
+        made = f"calibrated {calibration.made} on {calibration.machine}, {calibration.threads} threads"
+        _text(console, made, 2, hanging=2, style="dim")
 
 
 def _modules(console: Any, found: Plan) -> None:

@@ -10,8 +10,7 @@ from __future__ import annotations
 import random
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
 
 import torch
 from torch.profiler import ProfilerActivity, profile
@@ -22,8 +21,9 @@ from scumble.errors import ConfigError, NotSupportedError
 from scumble.lora.bank import Bank
 from scumble.models.base import Base
 from scumble.models.threads import threads_for, with_threads
-from scumble.models.weights import DTYPES
+from scumble.models.weights import DTYPES, device_named
 from scumble.models.weights import quiet as quiet_libraries
+from scumble.plan.measured import Measured
 from scumble.plan.memory import Memory, plan_memory
 from scumble.plan.parameters import spec_of
 from scumble.plan.plan import Plan
@@ -38,66 +38,33 @@ from scumble.train.subject import AdapterSubject, Subject
 from scumble.train.whole import WholeModel
 
 _SLOT = "planned"
+_SHARE = 0.9  # of the free memory that a step may take: the process has more than tensors
 
 
-@dataclass(frozen=True)
-class Measured:
-    """A step that was made, beside its plan.
-
-    Attributes:
-        peak: bytes that PyTorch had allocated at most.
-        planned: the same, as planned.
-        weights: of which the base's weights are so many, in both.
-        seconds: of the step; on a CPU under the profiler, which slows it down.
-    """
-
-    peak: int
-    planned: int
-    weights: int
-    seconds: float
-
-    @property
-    def error(self) -> float:
-        """How far the plan is off, of the peak less the weights, which are easy."""
-        return (self.planned - self.peak) / (self.peak - self.weights)
-
-    def to_dict(self) -> dict[str, Any]:
-        """What `--json` prints."""
-        return {**asdict(self), "error": self.error}
-
-
-def measure_plan(found: Plan, *, quiet: bool = False) -> Measured:
+def measure_plan(found: Plan, reporter: Reporter) -> Measured:
     """Make a step of a plan here, with random weights, which change no memory, and random tokens.
 
-    Without a GPU it is made on the CPU, and held against the plan of a CPU: where it differs is said.
-
     Args:
-        found: the plan.
-        quiet: say nothing on stderr.
+        found: the plan, for a device that is here.
+        reporter: is told what is done.
 
     Raises:
         NotSupportedError: the setup is one that is not trained here.
-        ConfigError: the step takes more memory than there is.
+        ConfigError: there is no such device here, or the step takes more memory than there is.
     """
     _refuse(found.setup)
-    reporter = Reporter(quiet=quiet)
-    device: Literal["cpu", "cuda"] = (
-        "cuda" if torch.cuda.is_available() and found.setup.device == "cuda" else "cpu"
-    )
-    setup = found.setup
+    device = device_named(found.setup.device)
     # as many positions at once as planned, also where the examples of two micro-steps would go into one
-    full = setup.tokens == setup.batch * setup.longest
-    setup = replace(setup, device=device, accumulate=min(2, setup.accumulate) if full else 1)
-    needed, free = plan_memory(found.shape, setup).peak, free_bytes(torch.device(device))
-    if free is not None and needed > 0.9 * free:  # the process itself takes some, and others do
+    full = found.setup.tokens == found.setup.batch * found.setup.longest
+    setup = replace(found.setup, accumulate=min(2, found.setup.accumulate) if full else 1)
+    needed, free = plan_memory(found.shape, setup).peak, free_bytes(device)
+    if free is not None and needed > _SHARE * free:
         raise ConfigError(
-            f"a step takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here, of which it may have nine tenths",
+            f"a step takes {needed / 1e9:.1f} GB, and {free / 1e9:.1f} GB are free here, of which it may have "
+            f"{_SHARE:.0%}",
             "measure with a smaller --batch or --max-length: the plan is held against the same step",
         )
-    if device != found.setup.device:
-        reporter.note(
-            "there is no GPU here: the step is made on the CPU, and held against its plan for a CPU"
-        )
+    reporter.note(f"measuring: two steps with random weights on {device.type}")
     base = random_base(found.shape, setup)
     with with_threads(threads_for(base.model).train):
         setup = replace(setup, threads=torch.get_num_threads())

@@ -1,11 +1,10 @@
 """How much memory a GPU has: by its name, or as a size such as 24GB.
 
     find_card("rtx 4090").usable     what the driver shows, less what CUDA takes for itself
-    find_card("24GB").usable         24 * 10 ** 9, all of it
+    find_card("24GB").usable         24 * 10 ** 9, less the same
     parse_size("24 GiB")             24 * 2 ** 30
 
-A name stands for an otherwise empty card. A size is what the run may take: whoever gives one has subtracted what else
-is there. Totals are those that nvidia-smi and rocm-smi show, with ECC on where the card has it on as sold: less than
+Both stand for an otherwise empty card. A size on a CPU is what the run's tensors may take, all of it. Totals are those that nvidia-smi and rocm-smi show, with ECC on where the card has it on as sold: less than
 the name says on most of them (15,360 MiB on a T4 of 16 GB). Knows names and sizes, and no device.
 """
 
@@ -82,8 +81,12 @@ class Card:
         return asdict(self)
 
 
-def find_card(text: str) -> Card:
+def find_card(text: str, *, on_gpu: bool = True) -> Card:
     """A card by its name (`rtx 4090`, `A100-80GB`), or by a size (`24GB`).
+
+    Args:
+        text: as the user wrote it.
+        on_gpu: a size is that of a GPU, of which CUDA takes its part.
 
     Raises:
         ConfigError: no card is called that (the nearest is named), it is sold with several sizes and none is given, or
@@ -98,7 +101,13 @@ def find_card(text: str) -> Card:
             return _sold(name, found.group(1), text)
     if _SIZE.fullmatch(text.lower()):
         size = parse_size(text)
-        return Card(text, size, size)
+        usable = size - CONTEXT if on_gpu else size
+        if usable <= 0:
+            raise ConfigError(
+                f"--gpu {shown(text)} is no more than CUDA itself takes ({CONTEXT / 1e9:.1f} GB)",
+                "give more, or --device cpu for a limit on a CPU's tensors",
+            )
+        return Card(text, size, usable)
     raise ConfigError(f"--gpu {shown(text)} is no card that is known here", _nearest(plain))
 
 

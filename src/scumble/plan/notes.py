@@ -27,9 +27,8 @@ def notes_of(
     notes += _of_training(shape, setup)
     if setup.device == "cuda":
         notes.append("3 % of activations and logits are added for gaps between the allocator's blocks")
-        # a card's name stands for all of it, from which this is taken; a size is what the run may take
-        if card is None or card.usable == card.total:
-            notes.append(f"the driver and its kernels take about {CONTEXT / 1e9:.1f} GB besides")
+        besides = "besides" if card is None else f"of {card.name}, which is taken off"
+        notes.append(f"the driver and its kernels take about {CONTEXT / 1e9:.1f} GB {besides}")
     return notes
 
 

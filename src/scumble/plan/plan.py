@@ -9,7 +9,7 @@ Puts together what the other files of this folder know. No weights are read and 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cache
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -33,7 +33,10 @@ from scumble.plan.shape import Shape, find_shape
 from scumble.plan.siblings import smaller_bases
 
 if TYPE_CHECKING:
+    from scumble.data.encoding import Encoded
+    from scumble.plan.measured import Measured
     from scumble.plan.reading import ReadData
+    from scumble.plan.timing import Calibration, EpochTime
 
 Planner = Callable[[Setup], Memory]
 _TITLES = {"lora": "LoRA", "qlora": "QLoRA", "full": "full"}
@@ -101,6 +104,10 @@ class Plan:
         advice: on the configuration.
         choices: what was decided for the user, and why.
         notes: what the figures rest on.
+        examples: of the data, encoded; empty without.
+        measured: a real step beside the plan, where one was made.
+        time: of an epoch, or without data of an optimizer step, where this machine was calibrated.
+        calibration: that the time is by.
     """
 
     shape: Shape
@@ -117,6 +124,10 @@ class Plan:
     advice: tuple[Advice, ...]
     choices: tuple[Choice, ...]
     notes: tuple[str, ...]
+    examples: tuple[Encoded, ...] = field(default=(), repr=False, compare=False)
+    measured: Measured | None = None
+    time: EpochTime | None = None
+    calibration: Calibration | None = None
 
     @property
     def fits(self) -> bool | None:
@@ -159,6 +170,9 @@ class Plan:
             "setup": asdict(self.setup),
             "choices": [each._asdict() for each in self.choices],
             "notes": list(self.notes),
+            "measured": None if self.measured is None else self.measured.to_dict(),
+            "time": None if self.time is None else self.time.to_dict(),
+            "calibration": None if self.calibration is None else self.calibration.to_dict(),
         }
 
 
@@ -182,7 +196,7 @@ def plan(
     """
     asked = make(PlanOptions, **with_lora(options, lora))
     _refuse_idle(asked, with_data=data is not None)
-    card = None if asked.gpu is None else find_card(asked.gpu)
+    card = None if asked.gpu is None else find_card(asked.gpu, on_gpu=asked.device != "cpu")
     name = asked.base if base is None else str(base)
     shape = find_shape(name)
     length = length_of(asked, shape)
@@ -222,6 +236,7 @@ def plan(
         advice=tuple(advise_configuration(shape, setup, run, facts, peak=memories)),
         choices=tuple(choices),
         notes=(*notes_of(shape, setup, asked, planned, card), *missing),
+        examples=() if read is None else read.examples,
     )
 
 

@@ -4,7 +4,7 @@
         loss = sum over its supervised tokens / supervised tokens of the whole step; backward
 
 Which examples share a step is not decided here. How they are laid out, how many at once, and which layers are computed
-twice changes time and memory only: where memory runs out on a GPU, the step is made again with half as many at once.
+twice changes time and memory only: where memory runs out, the step is made again with half as many at once.
 Knows a subject and encoded examples; nothing of optimizers, schedules and files.
 """
 
@@ -98,7 +98,9 @@ class Engine:
         while True:
             try:
                 return self._gradient(step, examples)
-            except torch.OutOfMemoryError:
+            except RuntimeError as error:
+                if not _ran_out(error):
+                    raise
                 if self.batch == 1:
                     raise TrainingError(
                         f"step {step + 1}: memory ran out with one example at once, the longest of "
@@ -171,3 +173,8 @@ class Engine:
         """The share of the tokens seen so far that sharing saved."""
         tokens, computed = self._saved
         return 1 - computed / tokens if tokens else 0.0
+
+
+def _ran_out(error: RuntimeError) -> bool:
+    """Whether memory ran out: a GPU's, or where the process may have no more, the CPU's, which has no class of its own."""
+    return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)
