@@ -19,7 +19,7 @@ from tests.bases import letters_model
 def found(tmp_path_factory: pytest.TempPathFactory) -> Plan:
     path = tmp_path_factory.mktemp("base") / "config.json"
     path.write_text(json.dumps(letters_model().config.to_dict()))
-    return plan(path, max_length=64, gpu="100MB", method="qlora")
+    return plan(path, max_length=64, gpu="700MB", method="qlora")
 
 
 def test_the_order_is_the_same_whatever_was_asked_for(found):
@@ -40,7 +40,7 @@ def test_every_bar_ends_at_its_peak(found):
 def test_the_file_has_a_legend_and_titles_as_text(found, tmp_path):
     text = draw(found, tmp_path / "plan.svg").read_text()
     said = re.findall(r"<text[^>]*>([^<]+)", text)
-    assert {*PARTS, "LoRA", "full", "100MB"} <= set(said)
+    assert {*PARTS, "LoRA", "full", "700MB"} <= set(said)
     assert list(tmp_path.iterdir()) == [tmp_path / "plan.svg"]
     assert draw(found, tmp_path / "again.svg").read_text() == text
 

@@ -7,7 +7,7 @@ import os
 import random
 import signal
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -33,6 +33,14 @@ HARD: dict[str, Any] = {
 def train(folder: Path, data: Any = None, **options: Any) -> Run:
     given = {"base": make_letters_base(), **HARD, **options}
     return scumble.train(sums(16) if data is None else data, out=folder, **given)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread() -> Iterator[None]:
+    """A forked process has none of its parent's threads, and OpenMP crashes where it would use them."""
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setenv("SCUMBLE_THREADS", "1")
+        yield
 
 
 @pytest.fixture(scope="module")
