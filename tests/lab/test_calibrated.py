@@ -23,7 +23,7 @@ from scumble.compare.loss import groups_of
 from scumble.data.encoding import Encoded, encode_all
 from scumble.data.examples import read_examples
 from scumble.errors import ConfigError, NotSupportedError
-from scumble.lab import calibrated, thin
+from scumble.lab import calibrated, layer_times, thin
 from scumble.lab.calibrated import calibrate, recalled
 from scumble.lab.planned import subject_of
 from scumble.models.base import Base
@@ -89,7 +89,8 @@ def products(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[Produc
     monkeypatch.setenv("SCUMBLE_HOME", str(tmp_path))
     with Products() as counter:
         clock = SimpleNamespace(perf_counter=lambda: float(counter.count))
-        monkeypatch.setattr(calibrated, "time", clock)
+        for module in (calibrated, layer_times):
+            monkeypatch.setattr(module, "time", clock)
         yield counter
 
 

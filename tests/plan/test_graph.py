@@ -7,9 +7,9 @@ import torch
 from torch.nn.functional import linear, silu
 from torch.utils.checkpoint import checkpoint
 
+from scumble.lab.allocated import most_allocated
 from scumble.plan.graph import Graph, Like, Parameter, Sized, same
 from scumble.plan.tape import Tape
-from tests.plan.allocated import most_allocated
 
 ROWS, WIDTH = 512, 256
 COUNT = ROWS * WIDTH

@@ -11,10 +11,10 @@ import torch
 from peft import LoraConfig, get_peft_model
 from transformers import AutoConfig, AutoModelForCausalLM
 
+from scumble.lab.allocated import most_allocated
 from scumble.plan.memory import Memories
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
-from tests.plan.allocated import most_allocated
 
 SIZES: dict[str, Any] = {
     "hidden_size": 128,

@@ -15,8 +15,7 @@ import json
 import os
 import statistics
 import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from importlib.metadata import version
@@ -30,6 +29,7 @@ from scumble.data.encoding import Encoded
 from scumble.data.packing import pack
 from scumble.errors import ConfigError, NotSupportedError
 from scumble.files import write_text
+from scumble.lab.layer_times import timed_layers
 from scumble.lab.planned import settings_of, subject_of
 from scumble.lab.thin import Thin
 from scumble.models.base import Base
@@ -267,7 +267,7 @@ class _Stepper:
         """Seconds of the engine, of each layer between the first and the last, and of the whole model's optimizer."""
         self.engine.batch = len(group)  # so that it stays one micro-batch
         started = time.perf_counter()
-        with _stamped(self.layers) as stamps:
+        with timed_layers(self.layers) as stamps:
             self.engine.step(0, group)
         total = time.perf_counter() - started
         updates = [more * self._update(part, optimizer) for part, optimizer, more in self.parts]
@@ -282,64 +282,6 @@ class _Stepper:
         if self.engine.device.type == "cuda":
             torch.cuda.synchronize(self.engine.device)
         return time.perf_counter() - started
-
-
-class _Stamps:
-    """When each layer began, forward, and ended, backward; layers without a backward pass have no second stamp."""
-
-    def __init__(self, layers: Sequence[nn.Module]) -> None:
-        self.count = len(layers)
-        self.forward: dict[int, Any] = {}
-        self.backward: dict[int, Any] = {}
-
-    def before(self, number: int, hidden: torch.Tensor) -> None:
-        """A layer is about to be computed."""
-        self.forward[number] = _now(hidden.device)
-        if hidden.requires_grad:
-            hidden.register_hook(lambda grad: self.backward.__setitem__(number, _now(grad.device)))
-
-    def spans(self) -> list[float]:
-        """Seconds of each layer but the first and the last."""
-        found = []
-        for number in range(1, self.count - 1):
-            span = _between(self.forward[number], self.forward[number + 1])
-            if number in self.backward:
-                span += _between(self.backward[number + 1], self.backward[number])
-            found.append(span)
-        return found
-
-
-@contextmanager
-def _stamped(layers: Sequence[nn.Module]) -> Iterator[_Stamps]:
-    """Stamp the layers' passes in the body of a `with`."""
-    stamps = _Stamps(layers)
-
-    def hook(number: int) -> Any:
-        def before(module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-            stamps.before(number, args[0] if args else kwargs["hidden_states"])
-
-        return before
-
-    handles = [
-        layer.register_forward_pre_hook(hook(number), with_kwargs=True) for number, layer in enumerate(layers)
-    ]
-    try:
-        yield stamps
-    finally:
-        for handle in handles:
-            handle.remove()
-
-
-def _now(device: torch.device) -> Any:
-    if device.type != "cuda":
-        return time.perf_counter()
-    event = torch.cuda.Event(enable_timing=True)
-    event.record()
-    return event
-
-
-def _between(first: Any, second: Any) -> float:
-    return second - first if isinstance(first, float) else first.elapsed_time(second) / 1000
 
 
 # -- what comes of it ------------------------------------------------------------------------------

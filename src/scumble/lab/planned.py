@@ -13,11 +13,11 @@ from collections.abc import Callable, Sequence
 from dataclasses import replace
 
 import torch
-from torch.profiler import ProfilerActivity, profile
 from transformers import AutoModelForCausalLM
 
 from scumble.data.encoding import Encoded
 from scumble.errors import ConfigError, NotSupportedError
+from scumble.lab.allocated import most_allocated
 from scumble.lora.bank import Bank
 from scumble.models.base import Base
 from scumble.models.threads import threads_for, with_threads
@@ -178,14 +178,7 @@ def _peak_of(work: Callable[[], None], device: torch.device) -> int:
         work()
         torch.cuda.synchronize(device)
         return int(torch.cuda.max_memory_allocated(device))
-    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as watched:
-        work()
-    held = peak = 0
-    changes = (event for event in watched.profiler.kineto_results.events() if event.name() == "[memory]")
-    for change in sorted(changes, key=lambda event: event.start_ns()):
-        held += change.nbytes()
-        peak = max(peak, held)
-    return peak
+    return most_allocated(work)
 
 
 def settings_of(setup: Setup) -> Settings:

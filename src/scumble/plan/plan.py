@@ -202,11 +202,7 @@ def plan(
     length = length_of(asked, shape)
     read = None if data is None else _read(data, asked, shape, length)
     batch, accumulate, choices = settle_batch(asked, None if read is None else len(read.examples))
-    if read is None:
-        portions = worst_case(batch, length, asked.supervised or 1.0)
-    else:
-        cut = length if read.too_long else None
-        portions = largest_of(read.examples, asked, batch, accumulate, cut)
+    portions = _portions(read, asked, batch, accumulate, length)
     memories = cache(Memories(shape))  # the same setups are asked for by several
     setup = setup_of(asked, shape, batch, accumulate, choices)
     setup = max((each.of(setup) for each in portions.ours), key=lambda each: memories(each).peak)
@@ -244,6 +240,15 @@ def _read(data: Any, asked: PlanOptions, shape: Shape, length: int) -> ReadData:
     from scumble.plan.reading import read_data  # which takes as long to import as to plan
 
     return read_data(data, asked, shape.name, length)
+
+
+def _portions(
+    read: ReadData | None, asked: PlanOptions, batch: int, accumulate: int, length: int
+) -> Portions:
+    """What is computed at once: the largest of the data, or without data the worst case."""
+    if read is None:
+        return worst_case(batch, length, asked.supervised or 1.0)
+    return largest_of(read.examples, asked, batch, accumulate, length if read.too_long else None)
 
 
 def _refuse_idle(asked: PlanOptions, *, with_data: bool) -> None:

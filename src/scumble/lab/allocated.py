@@ -1,4 +1,4 @@
-"""What PyTorch allocates on the CPU while something is done: the oracle of the plans of memory."""
+"""What PyTorch allocates on the CPU while something is done, every allocation counted by its profiler."""
 
 from __future__ import annotations
 
