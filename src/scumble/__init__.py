@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from scumble.models.base import Base, load_base
     from scumble.models.doctor import diagnose as doctor
     from scumble.plan.plan import Plan
-    from scumble.train.run import Run, train
+    from scumble.train.result import Run
+    from scumble.train.run import train
 
 __all__ = [
     "Adapter",
@@ -63,7 +64,7 @@ _HOMES = {
     "Base": ("scumble.models.base", "Base"),
     "LoraSpec": ("scumble.lora.spec", "LoraSpec"),
     "Plan": ("scumble.plan.plan", "Plan"),
-    "Run": ("scumble.train.run", "Run"),
+    "Run": ("scumble.train.result", "Run"),
     "ScumbleError": ("scumble.errors", "ScumbleError"),
     "bench_blend": ("scumble.lab.bench_blend", "bench_blend"),
     "bench_train": ("scumble.lab.bench_train", "bench_train"),

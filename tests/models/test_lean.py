@@ -80,7 +80,7 @@ def test_a_module_that_computes_otherwise_is_left_as_it_is() -> None:
 
     for layer in model.model.layers:
         layer.mlp.__class__ = Doubled
-    with lean(model, last=False):
+    with lean(model):
         assert replaced(model) == {"LlamaRMSNorm"}
 
 

@@ -12,8 +12,8 @@ import torch
 from scumble.config import TrainOptions, make
 from scumble.errors import ConfigError
 from scumble.lora.adapter import Adapter
-from scumble.train import loop
 from scumble.train.best import Best
+from scumble.train.company import Company
 from scumble.train.settings import settle
 from tests.bases import make_letters_base, sums
 from tests.train.test_run import facts, rows, train
@@ -56,7 +56,7 @@ def test_the_first_of_equal_ones_is_the_best(higher: bool) -> None:
 
 def dictate(monkeypatch: pytest.MonkeyPatch, *losses: float) -> None:
     said = iter(losses)
-    monkeypatch.setattr(loop, "mean_loss", lambda *args: next(said))
+    monkeypatch.setattr(Company, "losses", lambda self, asks: [next(said) for _ in asks])
 
 
 def test_patience_ends_a_run_as_it_should(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -18,7 +18,7 @@ import scumble
 from scumble.errors import ConfigError, MissingFileError, OutputError, ScumbleError, TrainingError
 from scumble.models.base import Base
 from scumble.train.engine import Engine
-from scumble.train.run import Run
+from scumble.train.result import Run
 from tests.bases import letters_model, letters_tokenizer, make_letters_base, sums
 from tests.train.test_loop import break_loss
 from tests.train.test_run import facts, rows, weights

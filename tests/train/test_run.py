@@ -27,8 +27,8 @@ from scumble.errors import (
 )
 from scumble.lora.adapter import WEIGHTS_NAME, Adapter
 from scumble.models.base import Base
-from scumble.train import loop
-from scumble.train.run import Run
+from scumble.train.company import Company
+from scumble.train.result import Run
 from tests.bases import chat, letters_model, letters_tokenizer, make_letters_base, sums
 from tests.train.test_loop import break_loss
 
@@ -132,7 +132,7 @@ def test_the_adapter_is_the_best_checkpoint(
 ) -> None:
     """The validation losses are dictated: the second epoch of four is the best."""
     said = iter([5.0, 4.0, 2.0, 3.0, 3.5])
-    monkeypatch.setattr(loop, "mean_loss", lambda *args: next(said))
+    monkeypatch.setattr(Company, "losses", lambda self, asks: [next(said) for _ in asks])
     module = importlib.import_module("scumble.train.judging")
     compared: list[Any] = []
 

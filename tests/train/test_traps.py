@@ -27,7 +27,7 @@ from scumble.models.base import Base
 from scumble.models.packable import ways_of
 from scumble.train import engine
 from scumble.train.material import read_material
-from scumble.train.run import Run
+from scumble.train.result import Run
 from tests.bases import (
     BEGIN,
     BEGUN,

@@ -16,7 +16,7 @@ from scumble.errors import ConfigError, NotSupportedError, TrainingError
 from scumble.models.base import Base
 from scumble.serve.session import open_chat
 from scumble.train import engine
-from scumble.train.run import Run
+from scumble.train.result import Run
 from scumble.train.whole import WholeModel
 from tests.bases import encoded, letters_model, letters_tokenizer, make_letters_base, sums
 from tests.compare.test_loss import padded
@@ -32,7 +32,7 @@ def weights(run: Run) -> bytes:
 
 def test_a_step_is_that_of_plain_pytorch() -> None:
     from scumble.progress import Reporter
-    from scumble.train.loop import Trainer
+    from tests.train.trainers import Alone
 
     base = make_letters_base(dtype=torch.float64, tie_word_embeddings=True)
     plain = copy.deepcopy(base.model).requires_grad_(True)
@@ -41,7 +41,7 @@ def test_a_step_is_that_of_plain_pytorch() -> None:
     record: Any = Memory(None)  # type: ignore[arg-type]
     record.keep = lambda step, *, best: None
     given = settings(steps=1, steps_per_epoch=1, batch=2, accumulate=2, weight_decay=0.0)
-    Trainer(subject, examples, [], given, record, Reporter(quiet=True)).run()
+    Alone(subject, examples, [], given, record, Reporter(quiet=True)).run()
     optimizer = torch.optim.AdamW(plain.parameters(), lr=given.learning_rate, weight_decay=0.0)
     plain(**padded(examples)).loss.backward()
     optimizer.step()

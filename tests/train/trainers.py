@@ -15,6 +15,7 @@ from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base
 from scumble.progress import Reporter
+from scumble.train.lane import Lane, Outcome
 from scumble.train.loop import Trainer
 from scumble.train.settings import Settings
 from scumble.train.subject import AdapterSubject
@@ -45,6 +46,14 @@ class Memory:
         return [row[name] for row in self.rows if name in row]
 
 
+class Alone(Lane):
+    """A lane that is trained alone."""
+
+    def run(self) -> Outcome:
+        Trainer([self], self.reporter).run()
+        return self.outcome
+
+
 def parameters(bank: Bank) -> dict[str, Tensor]:
     return {key: tensor.detach().clone() for key, tensor in bank.parameters(SLOT).items()}
 
@@ -69,7 +78,7 @@ def make_trainer(
     dropout: float = 0.0,
     spread: float = 0.0,
     **changed: Any,
-) -> Trainer:
+) -> Alone:
     """A trainer; with `spread`, B is not zero, so that A has gradients too."""
     bank = Bank(base or make_letters_base())
     bank.trainable(SLOT, LoraSpec(rank=4, alpha=8.0, dropout=dropout), seed=changed.get("seed", 0))
@@ -79,7 +88,7 @@ def make_trainer(
             for key, tensor in bank.parameters(SLOT).items():
                 if "lora_B" in key:
                     tensor.copy_(torch.randn(tensor.shape, generator=generator) * spread)
-    return Trainer(
+    return Alone(
         AdapterSubject(bank, SLOT),
         encoded(sums(12)) if examples is None else examples,
         encoded(sums(3, start=50)) if validation is None else validation,
@@ -89,13 +98,13 @@ def make_trainer(
     )
 
 
-def bank_of(trainer: Trainer) -> Bank:
+def bank_of(trainer: Lane) -> Bank:
     """The bank whose slot is trained."""
     assert isinstance(trainer.subject, AdapterSubject)
     return trainer.subject.bank
 
 
-def only_gradients(trainer: Trainer) -> dict[str, Tensor]:
+def only_gradients(trainer: Alone) -> dict[str, Tensor]:
     """The gradients of the first step of a run, caught when the optimizer would use them."""
     caught: dict[str, Tensor] = {}
 

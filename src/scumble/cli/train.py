@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 if TYPE_CHECKING:
-    from scumble.train.run import Run
+    from scumble.train.result import Run
 
 NAME = "train"
 

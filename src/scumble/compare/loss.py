@@ -63,18 +63,36 @@ def loss_sum(model: Any, batch: Packed | Batch) -> Tensor:
     """
     if isinstance(batch, Batch):
         return token_losses(model, batch).sum()
+    return loss_sums(model, batch, [batch.targets])[0]
+
+
+def loss_sums(model: Any, batch: Packed, counts: Sequence[int]) -> Tensor:
+    """The summed cross-entropy of runs of a batch's supervised tokens, (runs,), in fp32 (fp64 for an fp64 model).
+
+    Args:
+        model: a causal model of transformers.
+        batch: on the model's device.
+        counts: supervised tokens of each run, in their order, together all of them.
+    """
     if not ways_of(model).head:
-        return _own_logits_loss(model, batch)
+        return _sums(_own_logits_losses(model, batch), counts)
     head, cap = model.get_output_embeddings(), softcap_of(model)
-    read = batch.rows.unique()
-    hidden = hidden_of(model, batch.ids, batch.positions, batch.segments, read)[0, batch.rows]  # (targets, h)
+    hidden = hidden_of(model, batch.ids, batch.positions, batch.segments, batch.read)[
+        0, batch.rows
+    ]  # (targets, h)
     size = max(1, _CHUNK_BYTES // (4 * head.weight.shape[0]))
     if type(head) is nn.Linear and head.bias is None and cap is None and not head.weight.requires_grad:
-        return cast(Tensor, _FrozenHead.apply(hidden, head.weight, batch.labels, size))
-    total = hidden.new_zeros((), dtype=torch.promote_types(hidden.dtype, torch.float32))
-    for rows, labels in zip(hidden.split(size), batch.labels.split(size), strict=True):
-        total = total + checkpoint(_chunk_loss, model, rows, labels, use_reentrant=False)
-    return total
+        return cast(Tensor, _FrozenHead.apply(hidden, head.weight, batch.labels, size, counts))
+    losses = [
+        checkpoint(_chunk_losses, model, rows, labels, use_reentrant=False)
+        for rows, labels in zip(hidden.split(size), batch.labels.split(size), strict=True)
+    ]
+    return _sums(torch.cat(losses), counts)
+
+
+def _sums(losses: Tensor, counts: Sequence[int]) -> Tensor:
+    """The sum of each run."""
+    return torch.stack([part.sum() for part in losses.split(list(counts))])
 
 
 def token_losses(model: Any, batch: Batch) -> Tensor:
@@ -114,12 +132,14 @@ def mean_loss(model: Any, examples: Sequence[Encoded], batch: int, device: torch
 
 
 class _FrozenHead(torch.autograd.Function):
-    """Summed cross-entropy of `softmax(h W^T)`, whose gradient with respect to h is made in the forward pass."""
+    """Summed cross-entropies of `softmax(h W^T)`, whose gradient with respect to h is made in the forward pass."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, labels: Tensor, size: int, counts: Sequence[int]
+    ) -> Tensor:
         wide = torch.promote_types(hidden.dtype, torch.float32)
-        total = hidden.new_zeros((), dtype=wide)
+        losses = torch.empty(len(labels), dtype=wide, device=hidden.device)
         grad = torch.empty_like(hidden) if ctx.needs_input_grad[0] else None
         for start in range(0, len(labels), size):
             part = slice(start, start + size)
@@ -130,33 +150,38 @@ class _FrozenHead(torch.autograd.Function):
             # the label by itself: where it is nearly certain, p - 1 would be rounding; the others' sum is not
             others = scores.exp_().scatter_(1, own, 0).sum(dim=-1, keepdim=True)
             sums = others + right.exp()
-            total += (sums.log() - right).sum()
+            losses[part] = (sums.log() - right)[:, 0]
             if grad is not None:
                 # softmax W - the label's row of W; the division is by rows, so it can wait for the narrower product
                 rest = (scores.to(weight.dtype) @ weight).to(wide) - others * weight[own[:, 0]]
                 grad[part] = (rest / sums).to(grad.dtype)
             del scores  # or the next chunk is made beside it
         ctx.save_for_backward(grad)
-        return total
+        ctx.counts = counts
+        return _sums(losses, counts)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         (kept,) = ctx.saved_tensors
-        return kept * grad.to(kept.dtype), None, None, None
+        if len(ctx.counts) == 1:
+            return kept * grad.to(kept.dtype), None, None, None, None
+        counts = torch.tensor(ctx.counts, device=grad.device)
+        each = grad.repeat_interleave(counts, output_size=len(kept))
+        return kept * each[:, None].to(kept.dtype), None, None, None, None
 
 
-def _own_logits_loss(model: Any, batch: Packed) -> Tensor:
-    """The loss from the model's own logits, of all supervised tokens at once: it scales them in a way of its own."""
+def _own_logits_losses(model: Any, batch: Packed) -> Tensor:
+    """The losses from the model's own logits, of all supervised tokens at once: it scales them in a way of its own."""
     with packed(model, batch.segments):
         given = {"input_ids": batch.ids, "position_ids": batch.positions}
         logits = model(**given, use_cache=False, logits_to_keep=batch.rows).logits[0]
     return functional.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels, reduction="sum"
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), batch.labels, reduction="none"
     )
 
 
-def _chunk_loss(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
+def _chunk_losses(model: Any, hidden: Tensor, labels: Tensor) -> Tensor:
     logits = capped(model.get_output_embeddings()(hidden), model)
     return functional.cross_entropy(
-        logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="sum"
+        logits.to(torch.promote_types(logits.dtype, torch.float32)), labels, reduction="none"
     )

@@ -10,7 +10,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from itertools import chain, pairwise
+from functools import cached_property
+from itertools import accumulate, chain, pairwise
 from typing import Any, TypeAlias
 
 import torch
@@ -53,6 +54,11 @@ class Packed:
         """How many tokens have a loss."""
         return len(self.labels)
 
+    @cached_property
+    def read(self) -> Tensor:
+        """`rows` without repeats, in order: the tokens whose last hidden state is read."""
+        return self.rows.unique()
+
     @property
     def computed(self) -> int:
         """T, the tokens that are computed."""
@@ -89,6 +95,26 @@ def pack(examples: Sequence[Encoded], *, share: bool = False) -> Packed:
         labels=torch.tensor(labels, dtype=torch.long),
         segments=tuple((node.start, node.end, node.until, node.depth, node.parent) for node in tree.nodes),
         tokens=sum(len(example.ids) for example in examples),
+    )
+
+
+def end_to_end(packs: Sequence[Packed]) -> Packed:
+    """Several layouts as one, in their order; none sees another."""
+    starts = list(accumulate((pack.computed for pack in packs), initial=0))
+    nodes = list(accumulate((len(pack.segments) for pack in packs), initial=0))
+    segments = tuple(
+        (start + a, end + a, until + a, depth, parent if parent < 0 else parent + node)
+        for pack, a, node in zip(packs, starts, nodes, strict=False)
+        for start, end, until, depth, parent in pack.segments
+    )
+    return Packed(
+        ids=torch.cat([pack.ids for pack in packs], dim=1),
+        positions=torch.cat([pack.positions for pack in packs], dim=1),
+        examples=torch.cat([pack.examples for pack in packs], dim=1),
+        rows=torch.cat([pack.rows + a for pack, a in zip(packs, starts, strict=False)]),
+        labels=torch.cat([pack.labels for pack in packs]),
+        segments=segments,
+        tokens=sum(pack.tokens for pack in packs),
     )
 
 

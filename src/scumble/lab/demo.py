@@ -12,7 +12,8 @@ from scumble.compare.run import compare
 from scumble.files import refuse_existing
 from scumble.models.base import load_base
 from scumble.progress import Reporter
-from scumble.train.run import Run, train, write_report
+from scumble.train.result import Run, write_report
+from scumble.train.run import train
 
 DATA = "cron"
 

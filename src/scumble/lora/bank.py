@@ -30,7 +30,7 @@ from scumble.lora.fresh import fresh_adapter
 from scumble.lora.install import Installation
 from scumble.lora.layer import Slot
 from scumble.lora.mixture import Mixture, check_name, parse_mixture
-from scumble.lora.routing import ByModule, Routing, RoutingState
+from scumble.lora.routing import ByModule, Routing, RoutingState, Span
 from scumble.lora.spec import LoraSpec
 
 _MARK = "_scumble_bank"
@@ -45,6 +45,7 @@ class Bank:
     Attributes:
         model: the model, computing with whatever `use` or `use_rows` said last; at first the base alone.
         routing: the weights of the rows, shared by all layers.
+        base_parameters: numbers of the base alone.
     """
 
     def __init__(self, base: Any) -> None:
@@ -56,6 +57,7 @@ class Bank:
         )
         self.base_hash: str | None = getattr(base, "hash", None)
         self._trained = [(parameter, parameter.requires_grad) for parameter in self.model.parameters()]
+        self.base_parameters = sum(parameter.numel() for parameter, _ in self._trained)
         self.model.requires_grad_(False)
         self.routing = Routing()
         # the paths as PEFT's format names them, taken before anything is wrapped
@@ -192,6 +194,17 @@ class Bank:
             yield
 
     @contextmanager
+    def using_spans(self, spans: Sequence[Span]) -> Iterator[None]:
+        """Compute a batch of one row with one adapter for each run of its tokens, for the body of a `with`.
+
+        Args:
+            spans: with adapters' names as slots, in the order of the tokens, without gaps.
+        """
+        with self._restored():
+            self.routing.set_spans([span._replace(slot=self._slot(span.slot)) for span in spans])
+            yield
+
+    @contextmanager
     def using_learned(self, weights: Mapping[str, Tensor | ByModule]) -> Iterator[None]:
         """Compute every row with weights that are tensors, for the body of a `with`; then as before.
 
@@ -238,6 +251,15 @@ class Bank:
             for key, tensor in self._live(name).tensors().items()
             if isinstance(tensor, nn.Parameter)
         }
+
+    def reached(self, name: str) -> list[str]:
+        """The paths of the modules that an adapter acts on."""
+        return self._installed.reached(self._slot(name))
+
+    def plain(self, name: str) -> bool:
+        """Whether an adapter trains, and is A and B alone."""
+        parts = list(self._installed.of(self._slot(name)))
+        return bool(parts) and all(isinstance(part, Slot) and part.plain for part in parts)
 
     def snapshot(self, name: str) -> Adapter:
         """The adapter as it is now, its tensors copied to the CPU."""

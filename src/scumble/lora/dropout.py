@@ -7,6 +7,7 @@ made again in the backward pass. The hash is the finaliser of SplitMix64 (Steele
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -26,11 +27,21 @@ class TokenMarks:
         examples: (batch, sequence) number of the example in the data set.
         positions: (batch, sequence) position within the example.
         step: the optimizer step, so that each step has other masks.
+        rows: the tokens of a batch of one row that the last layer computes alone, (n,); None: all of them.
     """
 
     examples: Tensor
     positions: Tensor
     step: int
+    rows: Tensor | None = None
+
+    def of(self, lead: Sequence[int]) -> TokenMarks | None:
+        """The marks of tokens of shape `lead`: of all, or of `rows` alone; None where they are neither."""
+        if tuple(lead) == tuple(self.examples.shape):
+            return self
+        if self.rows is None or tuple(lead) != (1, len(self.rows)):
+            return None
+        return TokenMarks(self.examples[:, self.rows], self.positions[:, self.rows], self.step)
 
 
 def module_key(seed: int, path: str) -> int:

@@ -85,6 +85,10 @@ class Installation:
             if slot in held:
                 yield held[slot]
 
+    def reached(self, slot: str) -> list[str]:
+        """The paths of the modules that a slot is at."""
+        return [path for path, layer in self.wrapped.items() if slot in _held(layer)]
+
     def live(self, slot: str, adapter: Adapter) -> Adapter:
         """The adapter with the slot's own parameters in place of the tensors it came with."""
         live = Adapter(adapter.spec, {}, base_hash=adapter.base_hash)

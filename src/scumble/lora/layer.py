@@ -20,8 +20,8 @@ from torch.nn import functional
 from transformers.pytorch_utils import Conv1D
 
 from scumble.errors import AdapterError
-from scumble.lora.dropout import keep_mask, kept_share, module_key
-from scumble.lora.fused import Dropping, fused_linear
+from scumble.lora.dropout import TokenMarks, keep_mask, kept_share, module_key
+from scumble.lora.fused import Dropping, Piece, fused_linear
 from scumble.lora.kernels import Term, low_rank_update
 from scumble.lora.routing import Routing, Weight
 
@@ -163,19 +163,48 @@ class BankLayer(nn.Module):
         return int(rows), int(columns)
 
     def _fused(self, active: Sequence[str], x: Tensor) -> Tensor | None:
-        """The output where one plain adapter trains beside a frozen linear layer, alike for all tokens; else None."""
-        slot = cast(Slot, self.slots[active[0]])
-        share = self.routing.number(active[0])
-        if len(active) > 1 or share is None or not slot.plain or not torch.is_grad_enabled():
+        """The output where plain adapters train beside a frozen linear layer, each in rows of its own; else None."""
+        if (
+            not torch.is_grad_enabled()
+            or type(self.base) not in (nn.Linear, Conv1D)
+            or self.weight.requires_grad
+        ):
             return None
-        if type(self.base) not in (nn.Linear, Conv1D) or self.weight.requires_grad:
-            return None
-        drop, marks = None, self.routing.marks
+        pieces = self._pieces(active, x)
+        return fused_linear(x, self.matrix(), self.bias, pieces) if pieces else None
+
+    def _pieces(self, active: Sequence[str], x: Tensor) -> list[Piece]:
+        """The adapters that act, with their rows; none where one is not plain, or shares its rows with another."""
+        count = x.shape[:-1].numel()
+        spans = self.routing.spans(count)
+        if not spans:
+            share = self.routing.number(active[0])
+            if len(active) > 1 or share is None:
+                return []
+            return self._piece(active[0], share, slice(0, count), self.routing.marks, x.shape[:-1])
+        pieces: list[Piece] = []
+        for span, rows in spans:
+            if span.slot in active:
+                found = self._piece(span.slot, 1.0, rows, span.marks, (1, rows.stop - rows.start))
+                if not found:
+                    return []
+                pieces += found
+        return pieces
+
+    def _piece(
+        self, name: str, share: float, rows: slice, marks: TokenMarks | None, lead: Sequence[int]
+    ) -> list[Piece]:
+        """One adapter in its rows, which have the shape `lead`; none where it is not plain."""
+        slot = cast(Slot, self.slots[name])
+        if not slot.plain:
+            return []
+        drop = None
         if slot.dropout and marks is not None:
-            if x.shape[:-1] != marks.examples.shape:
-                return None
+            marks = marks.of(lead)
+            if marks is None:
+                return []
             drop = Dropping(module_key(slot.seed, self.path), marks, slot.dropout)
-        return fused_linear(x, self.matrix(), self.bias, slot.A, slot.B, slot.scale * share, drop)
+        return [Piece(slot.A, slot.B, slot.scale * share, rows, drop)]
 
     def _embed_scale(self) -> Tensor | float:
         """Some embeddings scale what they look up (Gemma 3), and an update of theirs with it."""
@@ -201,7 +230,8 @@ class BankLayer(nn.Module):
     def _dropped(self, slot: Slot, x: Tensor, weight: Weight) -> Tensor:
         """One slot's update with dropout on what A reads (and, for DoRA as in PEFT, on what W reads)."""
         marks = self.routing.marks
-        if marks is None or x.shape[:2] != marks.examples.shape:
+        marks = None if marks is None else marks.of(x.shape[:-1])
+        if marks is None:
             raise AdapterError(
                 f"dropout cannot be computed at {self.path}: it does not see the batch as (rows, sequence, features)",
                 "train with dropout 0",

@@ -21,17 +21,34 @@ Weight: TypeAlias = float | Tensor
 ByModule: TypeAlias = Callable[[str], Tensor]
 
 
+class Span(NamedTuple):
+    """A run of tokens, in a batch of one row, that one slot alone acts on, with weight 1.
+
+    Attributes:
+        slot: the slot.
+        tokens: which of all tokens.
+        rows: which of those that the last layer computes, where it leaves some out.
+        marks: what each of its tokens belongs to, for dropout; None where nothing is dropped.
+    """
+
+    slot: str
+    tokens: slice
+    rows: slice
+    marks: TokenMarks | None
+
+
 class RoutingState(NamedTuple):
-    """The weights at one moment: `uniform` for all tokens, or a matrix with a column for each slot."""
+    """The weights at one moment: `uniform` for all tokens, a matrix with a column for each slot, or spans."""
 
     uniform: dict[str, float | ByModule]
     matrix: Tensor | None
     columns: list[str]
     rows: int | None
+    spans: tuple[Span, ...] = ()
 
     def uses(self, slot: str) -> bool:
         """Whether any token gives the slot a weight."""
-        return slot in self.uniform or slot in self.columns
+        return slot in self.uniform or slot in self.columns or any(span.slot == slot for span in self.spans)
 
     def blends(self, slot: str) -> bool:
         """Whether any token gives the slot another weight than 1, or another slot a weight beside it."""
@@ -79,6 +96,19 @@ class Routing:
         """Give weights by row, (rows, slots), or by token, (rows, sequence, slots)."""
         self.restore(RoutingState({}, matrix, list(columns), int(matrix.shape[0])))
 
+    def set_spans(self, spans: Sequence[Span]) -> None:
+        """Give every token one slot of its own, in a batch of one row."""
+        self.restore(RoutingState({}, None, [], 1, tuple(spans)))
+
+    def spans(self, count: int) -> list[tuple[Span, slice]]:
+        """Each span and its place among `count` tokens: all of them, or those that the last layer computes.
+
+        Where it computes all, both are the same.
+        """
+        spans = self._state.spans
+        whole = spans and count == spans[-1].tokens.stop
+        return [(span, span.tokens if whole else span.rows) for span in spans]
+
     def state(self) -> RoutingState:
         """What `restore` takes back."""
         return self._state
@@ -94,11 +124,10 @@ class Routing:
 
     def active(self, slots: Container[str]) -> list[str]:
         """Those of `slots` that act on some token, in a fixed order."""
-        return [
-            slot
-            for slot in (self._state.uniform if self._state.matrix is None else self._state.columns)
-            if slot in slots
-        ]
+        state = self._state
+        if state.spans:
+            return [span.slot for span in state.spans if span.slot in slots]
+        return [slot for slot in (state.uniform if state.matrix is None else state.columns) if slot in slots]
 
     def number(self, slot: str) -> float | None:
         """The weight of a slot where it is one number for all tokens, else None."""
@@ -138,6 +167,8 @@ class Routing:
             A number, or a tensor that broadcasts over `lead` and the features.
         """
         state = self._state
+        if state.spans:
+            return self._span_weight(slot, lead, device, dtype)
         if state.matrix is None:
             weight = state.uniform[slot]
             return weight(path).to(device) if callable(weight) else weight
@@ -159,3 +190,13 @@ class Routing:
             f"{path} sees tokens of shape {tuple(lead)} in a batch of {rows}x{length}, and cannot tell its rows",
             "use one mixture for all rows: this module mixes the tokens of several",
         )
+
+    def _span_weight(
+        self, slot: str, lead: Sequence[int], device: torch.device | None, dtype: torch.dtype | None
+    ) -> Tensor:
+        """1 in the slot's own tokens and 0 elsewhere, (*lead, 1)."""
+        weight = torch.zeros(*lead, 1, device=device, dtype=dtype)
+        for span, rows in self.spans(lead[-1]):
+            if span.slot == slot:
+                weight[..., rows, :] = 1
+        return weight

@@ -28,21 +28,15 @@ _rows: ContextVar[Tensor | None] = ContextVar("rows", default=None)
 
 
 @contextmanager
-def lean(model: nn.Module, *, last: bool = True) -> Iterator[None]:
-    """Train with the replaced forward passes in the body of a `with`.
-
-    Args:
-        model: a causal model of transformers, on its device.
-        last: leave out of the last layer what no logit needs, within `only_rows`; not with dropout, whose masks belong
-            to a place in the batch.
-    """
+def lean(model: nn.Module) -> Iterator[None]:
+    """Train with the replaced forward passes in the body of a `with`; `model` is on its device."""
     with ExitStack() as stack:
         known: dict[Any, bool] = {}
         for module in model.modules():
             forward = _norm_of(module) or _mlp_of(module)
             if forward is not None and _same(module, forward, known):
                 stack.enter_context(replaced(module, forward))
-        for module in _after_attention(model) if last else ():
+        for module in _after_attention(model):
             stack.enter_context(replaced(module, partial(_needed, module.forward)))
         yield
 

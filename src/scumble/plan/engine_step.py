@@ -46,8 +46,8 @@ class _EngineStep:
         inside = f"layers.{number}."
         below = any(f"layers.{i}." in path for path in ranks for i in range(number))
         last = number == self.shape.layers - 1
-        # the last layer's tokens that nobody reads are left out, where its MLP is known and nothing is dropped
-        trims = last and not self.setup.dropout and self.shape.gated and not self.shape.fused_gate_up
+        # the last layer's tokens that nobody reads are left out, where its MLP is known
+        trims = last and self.shape.gated and not self.shape.fused_gate_up
         return LayerEvents(
             self.tape,
             self.shape,

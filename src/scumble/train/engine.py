@@ -11,12 +11,14 @@ Knows a subject and encoded examples; nothing of optimizers, schedules and files
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 
 from scumble.compare.loss import groups_of, lay_out, loss_sum
+from scumble.data.batches import Batch
 from scumble.data.encoding import Encoded
 from scumble.data.packing import Packed
 from scumble.errors import TrainingError
@@ -27,6 +29,7 @@ from scumble.models.packable import ways_of
 from scumble.progress import Reporter
 from scumble.train.room import measure_need
 from scumble.train.subject import Subject
+from scumble.train.trunks import Trunks
 
 
 @dataclass(frozen=True)
@@ -46,6 +49,20 @@ class StepLoss:
     computed: int
 
 
+class Ask(NamedTuple):
+    """One step that is asked for.
+
+    Attributes:
+        engine: of what is trained.
+        step: its number, which dropout depends on.
+        examples: all of the step.
+    """
+
+    engine: Engine
+    step: int
+    examples: Sequence[Encoded]
+
+
 class Engine:
     """Computes the gradients of one subject.
 
@@ -54,13 +71,18 @@ class Engine:
         batch: examples in a micro-step.
         repeat: layers to compute twice, at most so many; None: as the memory there is asks for.
         reporter: is told what was decided.
+
+    Attributes:
+        trunks: what other engines on the same model have computed already; None: there are none, or they may not.
+        scale: of the loss, in fp16.
     """
 
     def __init__(self, subject: Subject, batch: int, *, repeat: int | None, reporter: Reporter) -> None:
         # with dropout, an example's tokens are computed under masks of its own
         self.subject, self.batch, self.share, self.repeat = subject, batch, not subject.drops, repeat
         self.reporter = reporter
-        self.scale = 1.0  # of the loss, in fp16
+        self.trunks: Trunks | None = None
+        self.scale = 1.0
         self._saved = [0, 0]  # tokens, and those computed
         self._process, self._processes = 0, 1
         if torch.distributed.is_available() and torch.distributed.is_initialized():
@@ -74,19 +96,37 @@ class Engine:
             examples: all that will be seen, whose longest decide on memory.
         """
         model = self.subject.model
-        self.device = next(model.parameters()).device
-        ways = ways_of(model)
+        self.tell_layout()
+        with lean(model):
+            self.settle_repeat(examples)
+            with checkpointed(model, self.repeat or 0):
+                yield
+
+    @property
+    def device(self) -> torch.device:
+        """Of the model."""
+        return next(self.subject.model.parameters()).device
+
+    @property
+    def alone(self) -> bool:
+        """Whether no other process computes a part of its steps."""
+        return self._processes == 1
+
+    def tell_layout(self) -> None:
+        """Say where examples cannot be laid out as usual."""
+        ways = ways_of(self.subject.model)
         if not ways.packed:
             self.reporter.note(f"examples are padded: {ways.reason}")
         if not self.share:
             self.reporter.note(
                 "shared prefixes are computed for each example: dropout differs between examples"
             )
-        with lean(model, last=self.share):
-            if self.repeat is None:
+
+    def settle_repeat(self, examples: Sequence[Encoded]) -> None:
+        """Decide how many layers are computed twice, where nobody said it."""
+        if self.repeat is None:
+            with self.subject.using():
                 self.repeat = self._as_memory_asks(examples)
-            with checkpointed(model, self.repeat):
-                yield
 
     def step(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
         """Add the gradient of one optimizer step to the parameters.
@@ -99,7 +139,7 @@ class Engine:
             try:
                 return self._gradient(step, examples)
             except RuntimeError as error:
-                if not _ran_out(error):
+                if not ran_out(error):
                     raise
                 if self.batch == 1:
                     raise TrainingError(
@@ -107,37 +147,52 @@ class Engine:
                         f"{max(len(example.ids) for example in examples):,} tokens",
                         "lower --max-length, or use --gradient-checkpointing all",
                     ) from None
-                for parameter in self.subject.parameters().values():
-                    parameter.grad = None
-                if self.device.type == "cuda":
-                    torch.cuda.empty_cache()
+                self.clear()
                 self.batch = (self.batch + 1) // 2
                 self.reporter.note(
                     f"memory ran out: from here on {self.batch} examples at once, with the same result"
                 )
 
+    def clear(self) -> None:
+        """Forget the gradients of a step that came to nothing, and give their memory back."""
+        for parameter in self.subject.parameters().values():
+            parameter.grad = None
+        if self.device.type == "cuda":
+            torch.cuda.empty_cache()
+
+    def groups(self, examples: Sequence[Encoded]) -> list[list[Encoded]]:
+        """The micro-batches of a step, of which this process has its share."""
+        groups = groups_of(
+            self.subject.model, examples, self.batch, share=self.share, processes=self._processes
+        )
+        return groups[self._process :: self._processes]
+
     def _gradient(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
-        model = self.subject.model
-        targets = sum(sum(example.supervised[1:]) for example in examples)
-        groups = groups_of(model, examples, self.batch, share=self.share, processes=self._processes)
+        model, targets = self.subject.model, targets_of(examples)
         total = torch.zeros((), dtype=torch.float64, device=self.device)
         computed = tokens = 0
-        for group in groups[self._process :: self._processes]:
-            batch = lay_out(model, group, share=self.share).to(self.device)
-            self.subject.mark(TokenMarks(batch.examples, batch.positions, step))
-            loss = loss_sum(model, batch) / max(targets, 1)
-            (loss * self.scale).backward()
-            total += loss.detach()
-            computed += batch.computed if isinstance(batch, Packed) else batch.tokens
-            tokens += batch.tokens
-        self.subject.mark(None)
-        if not self._saved[0] and self.share:
-            self._tell(tokens, computed)
-        self._saved = [self._saved[0] + tokens, self._saved[1] + computed]
+        with self.subject.using():
+            for group in self.groups(examples):
+                batch = lay_out(model, group, share=self.share).to(self.device)
+                self.subject.mark(marks_of(batch, step))
+                with self.trunks.beginning(group, batch) if self.trunks is not None else nullcontext():
+                    loss = loss_sum(model, batch) / max(targets, 1)
+                    (loss * self.scale).backward()
+                total += loss.detach()
+                computed += batch.computed if isinstance(batch, Packed) else batch.tokens
+                tokens += batch.tokens
+            self.subject.mark(None)
+        self.note(tokens, computed)
         if self._processes > 1:
             self._add_up(total)
             tokens = sum(len(example.ids) for example in examples)
         return StepLoss(float(total), targets, tokens, computed)
+
+    def note(self, tokens: int, computed: int) -> None:
+        """Count the tokens of a step, and those computed of them."""
+        if not self._saved[0] and self.share:
+            self._tell(tokens, computed)
+        self._saved = [self._saved[0] + tokens, self._saved[1] + computed]
 
     def _tell(self, tokens: int, computed: int) -> None:
         """Say once what sharing saves."""
@@ -175,6 +230,17 @@ class Engine:
         return 1 - computed / tokens if tokens else 0.0
 
 
-def _ran_out(error: RuntimeError) -> bool:
+def marks_of(batch: Packed | Batch, step: int) -> TokenMarks:
+    """Which token of which example stands where, for dropout in an optimizer step."""
+    rows = batch.read if isinstance(batch, Packed) else None
+    return TokenMarks(batch.examples, batch.positions, step, rows)
+
+
+def targets_of(examples: Sequence[Encoded]) -> int:
+    """Tokens of examples that have a loss."""
+    return sum(sum(example.supervised[1:]) for example in examples)
+
+
+def ran_out(error: RuntimeError) -> bool:
     """Whether memory ran out: a GPU's, or where the process may have no more, the CPU's, which has no class of its own."""
     return isinstance(error, torch.OutOfMemoryError) or "DefaultCPUAllocator: can't allocate" in str(error)

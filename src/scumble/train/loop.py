@@ -1,330 +1,188 @@
-"""The training loop: one subject, from the first step to the last, or on from a checkpoint.
+"""The training loop: one lane or many on one frozen model, from the first step to the last, or on from a checkpoint.
 
-    for each optimizer step: the next examples of the seeded order; their gradient, by the engine,
-        of the mean over the supervised tokens of the whole step; clip; AdamW; the schedule
-    at the start and then when the settings say: an evaluation, and what is trained kept as a folder
-    then, and in between: a state, from which the run goes on bit for bit where it was
+    each round: of every lane one optimizer step: the next examples of its seeded order; their gradient, of the mean over
+        the supervised tokens of that lane's step; clip; AdamW; its schedule
+    then: the lanes whose settings say so are evaluated, and what they train is kept as a folder
+    then, and in between: a state, from which a lane goes on bit for bit where it was
 
-Which examples share a step is decided by the seed alone. The loop knows a subject, encoded examples and
-settings; what it measures it hands to a record, and it writes no file itself. The model stays in evaluation
-mode: the dropout of the base itself would draw from a stream that the layout of a batch changes. Nothing here
-draws random numbers from a stream that would have to be put back.
+A lane that is over leaves, and the next one that waits takes its place. What lanes share is the model's time and
+memory, and nothing that decides a result: see `company`. The loop writes no file itself. The model stays in evaluation
+mode: the dropout of the base itself would draw from a stream that the layout of a batch changes.
 """
 
 from __future__ import annotations
 
-import math
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
-from typing import Any, Protocol
+from collections.abc import Callable, Iterable, Sequence
+from functools import partial
 
-import torch
-from accelerate import Accelerator
-from accelerate.utils import GradientAccumulationPlugin
-
-from scumble.compare.loss import mean_loss
 from scumble.data.encoding import Encoded
-from scumble.data.order import order_of
 from scumble.errors import TrainingError
 from scumble.progress import Reporter
-from scumble.train.best import Best
-from scumble.train.engine import Engine, StepLoss
+from scumble.train.company import Company
+from scumble.train.engine import Ask, StepLoss
+from scumble.train.lane import Lane
 from scumble.train.memory import peak_bytes, start_peak
-from scumble.train.optimizer import make_optimizer, set_rates
-from scumble.train.scaling import LossScale
-from scumble.train.schedule import factor
-from scumble.train.settings import Settings
 from scumble.train.signals import heeded
-from scumble.train.subject import Subject
-
-SAVE_SECONDS = 60.0  # of training that a kill may cost, where nobody said how often a state is written
-SAVE_SHARE = 0.02  # of the time that writing states may take
 
 
-class Record(Protocol):
-    """Where the loop leaves what it measures."""
-
-    def metrics(self, row: dict[str, Any]) -> None:
-        """Keep one row of figures."""
-
-    def keep(self, step: int, *, best: bool) -> None:
-        """Keep what is trained as it is after `step` steps, and as the best so far."""
-
-    def save(self, state: dict[str, Any]) -> None:
-        """Keep what the run needs to go on from here."""
-
-
-@dataclass
-class Outcome:
-    """What a run came to.
-
-    Attributes:
-        steps: optimizer steps made.
-        tokens: of all examples seen, padding not counted.
-        seconds: of training alone.
-        losses: mean training loss of each step.
-        evals: (step, loss) of each evaluation.
-        peak_bytes: highest memory while training.
-        early: why it ended before its last step as it should, in one line; None where it did not.
-        stopped: why it broke off, in one line; None where it did not.
-    """
-
-    steps: int = 0
-    tokens: int = 0
-    seconds: float = 0.0
-    losses: list[float] = field(default_factory=list)
-    evals: list[tuple[int, float]] = field(default_factory=list)
-    peak_bytes: int = 0
-    early: str | None = None
-    stopped: str | None = None
-
-
-@dataclass
 class Trainer:
-    """One subject in training.
+    """Lanes in training.
+
+    Args:
+        lanes: in the order in which they begin; each is asked for when there is room for it.
+        reporter: shows the progress of all.
+        resident: lanes that are trained at once, at most.
+        together: lanes whose rows are computed at once; None: on a GPU as many as there is memory for, else one.
+        over: told of each lane that ends, as it does.
+        deadline: by `time.monotonic`, after which all lanes are evaluated and leave, and none begins.
+        total: steps of all lanes, for the progress bar; None: those of the lanes that begin at once.
 
     Attributes:
-        measure: the metric that the best checkpoint is chosen by, of the subject as it is; None: the loss.
-        state: what `Record.save` was given, with the `rows` noted up to then; None: from the start.
+        interrupted: somebody stopped it, and lanes that still wait were not begun.
     """
 
-    subject: Subject
-    examples: Sequence[Encoded]
-    validation: Sequence[Encoded]
-    settings: Settings
-    record: Record
-    reporter: Reporter
-    measure: Callable[[], float] | None = None
-    state: Mapping[str, Any] | None = None
+    def __init__(
+        self,
+        lanes: Iterable[Lane],
+        reporter: Reporter,
+        *,
+        resident: int = 1,
+        together: int | None = None,
+        over: Callable[[Lane], None] = lambda lane: None,
+        total: int | None = None,
+        deadline: float | None = None,
+    ) -> None:
+        self._waiting, self.reporter, self._resident = iter(lanes), reporter, resident
+        self._over, self._total, self._together, self._deadline = over, total, together, deadline
+        self.live: list[Lane] = []
+        self.interrupted = False
 
-    def run(self) -> Outcome:
-        """Train to the last step.
+    def run(self) -> None:
+        """Train every lane to its last step.
 
-        Returns:
-            What it came to; `stopped` is set where a signal or a loss that is not finite broke it off.
+        Each lane's outcome has `stopped` set where a signal or a loss that is not finite broke it off.
         """
-        self._prepare()
-        start_peak(self.device)
         with heeded(self.reporter.note) as self.stop:
-            interrupted = False
             try:
-                seen = [*self.examples, *self.validation]
-                with (
-                    self.subject.using(),
-                    self.engine.running(seen),
-                    self.reporter.bar("training", self.settings.steps),
-                ):
-                    self._steps()
+                self._fill()
+                if self.live:
+                    self._train()
             except KeyboardInterrupt:
-                interrupted = True
-                title = self.stop.title or "Ctrl-C"
-                self.outcome.stopped = f"stopped by {title} after step {self.outcome.steps}"
-            except TrainingError as error:
-                self.outcome.stopped = error.message
+                self.interrupted = True
+                self._break_off(self.live, None)
             finally:
-                self.subject.mark(None)
-                self.outcome.peak_bytes = max(self.outcome.peak_bytes, peak_bytes(self.device))
-            if self.outcome.stopped and self.outcome.steps:
-                self._keep_what_there_is(interrupted)
-        return self.outcome
+                for lane in self.live:
+                    lane.subject.mark(None)
 
-    def _prepare(self) -> None:
-        self.outcome, self.best = Outcome(), Best(self.measure is not None)
-        self.device = next(self.subject.model.parameters()).device
-        self.evaluated = -1  # the last step after which there was an evaluation
-        self.half = False  # an optimizer step is under way, and has changed some of the numbers
-        self.saved, self.saving = (
-            time.monotonic(),
-            0.0,
-        )  # when a state was written last, and how long that took
-        # the base is on its device already: Accelerate moves nothing and wraps the optimizer only.
-        # --dtype alone decides on precision: no autocast and no scaler, whatever ACCELERATE_MIXED_PRECISION says
-        self.accelerator = Accelerator(
-            cpu=self.device.type == "cpu",
-            mixed_precision="no",
-            gradient_accumulation_plugin=GradientAccumulationPlugin(num_steps=1),
-        )
-        self.parameters = self.subject.parameters()
-        self.engine = Engine(
-            self.subject, self.settings.batch, repeat=self.settings.repeat, reporter=self.reporter
-        )
-        self.scale = LossScale.of(self.subject.model, self.reporter)
-        self.optimizer = self.accelerator.prepare(make_optimizer(self.parameters, self.settings))
-        if self.state is not None:
-            self._restore(self.state)
+    def _train(self) -> None:
+        start_peak(self.live[0].device)
+        self.company = Company(self.live[0].subject.model, self.reporter, together=self._together)
+        total = self._total or sum(lane.settings.steps for lane in self.live)
+        engines, seen = [lane.engine for lane in self.live], self._seen()
+        with self.company.running(engines, seen), self.reporter.bar("training", total):
+            self.reporter.advance(sum(lane.outcome.steps for lane in self.live))
+            self._evaluate(self.live)
+            while self.live:
+                self._round()
 
-    def _steps(self) -> None:
-        self.reporter.advance(self.outcome.steps)
-        if self.evaluated < self.outcome.steps and self.settings.evaluates(self.outcome.steps):
-            self._evaluate(self.outcome.steps)
-        for examples in self._order(self.outcome.steps):
-            if self.outcome.steps == self.settings.steps or self._enough():
+    def _seen(self) -> list[Sequence[Encoded]]:
+        """Of each lane, all examples that it will see."""
+        return [[*lane.examples, *lane.validation] for lane in self.live]
+
+    def _fill(self) -> list[Lane]:
+        """Let waiting lanes begin while there is room; those that did."""
+        begun: list[Lane] = []
+        while len(self.live) < self._resident and not self._late:
+            lane = next(self._waiting, None)
+            if lane is None:
                 break
+            lane.open()
+            self.live.append(lane)
+            begun.append(lane)
+        return begun
+
+    @property
+    def _late(self) -> bool:
+        """Whether the time that there was is spent."""
+        return self._deadline is not None and time.monotonic() > self._deadline
+
+    def _round(self) -> None:
+        """One step of every lane; the lanes that are over leave, and others come."""
+        for lane in [lane for lane in self.live if lane.over()]:
+            self._leave(lane)
+        begun = self._fill()
+        self.company.join([lane.engine for lane in begun])
+        self._evaluate(begun)
+        steppers, many = [lane for lane in self.live if not lane.over()], self.company.together
+        for first in range(0, len(steppers), many):
             self.stop.heed()
-            started = time.perf_counter()
-            found = self._gradient(self.outcome.steps, examples)
-            row = self._step(self.outcome.steps, found)
-            self._note(found, row, time.perf_counter() - started)
-            if self.settings.evaluates(self.outcome.steps):
-                self._evaluate(self.outcome.steps)
-            elif self._should_save():
-                self._save()
+            self._step(steppers[first : first + many])
+        self.company.forget()
+        if self._late:
+            for lane in self.live:
+                lane.until = lane.outcome.steps
+        self._evaluate([lane for lane in self.live if lane.outcome.steps])
+        for lane in list(self.live):
+            if lane.evaluated < lane.outcome.steps and lane.should_save:
+                self._guarded(lane, lane.save)
 
-    def _order(self, start: int) -> Iterator[list[Encoded]]:
-        """The examples of each optimizer step from `start` on: a new order each epoch, decided by the seed alone."""
-        effective = self.settings.effective
-        epoch, skipped = divmod(start, math.ceil(len(self.examples) / effective))
-        while True:
-            order = order_of(len(self.examples), self.settings.seed, epoch)
-            for first in range(skipped * effective, len(order), effective):
-                yield [self.examples[i] for i in order[first : first + effective]]
-            epoch, skipped = epoch + 1, 0
+    def _step(self, lanes: Sequence[Lane]) -> None:
+        """One optimizer step of lanes whose gradients are made at once."""
+        asks = [Ask(lane.engine, lane.outcome.steps, lane.next_examples()) for lane in lanes]
+        started = time.perf_counter()
+        try:
+            found = self.company.gradients(asks)
+        except TrainingError as error:
+            self._break_off(lanes, error)
+            return
+        each = (time.perf_counter() - started) / len(lanes)
+        for lane, ask, one in zip(lanes, asks, found, strict=True):
+            self._guarded(lane, partial(self._learn, lane, ask, one, each))
 
-    def _gradient(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
-        """The gradient of one step; in fp16 by way of a scaled loss."""
+    def _learn(self, lane: Lane, ask: Ask, found: StepLoss, seconds: float) -> None:
+        again = lambda: self.company.gradients([ask])[0]  # noqa: E731
+        row = lane.learn(found, again, time.perf_counter() - seconds)
+        speed = lane.outcome.tokens / lane.outcome.seconds
+        shown = f"loss {row['loss']:.3f}  rate {row['learning_rate']:.1e}  {speed:.0f} tokens/s"
+        self.reporter.advance(shown=shown)
 
-        def scaled(scale: float) -> StepLoss:
-            self.engine.scale = scale
-            return self.engine.step(step, examples)
-
-        return self.scale.step(scaled, self.parameters.values())
-
-    def _step(self, step: int, found: StepLoss) -> dict[str, float]:
-        """One optimizer step by the gradient that is there; nothing is changed where it or the loss is not finite."""
-        total = found.loss
-        norm = float(torch.nn.utils.clip_grad_norm_(self.parameters.values(), self.settings.clip))
-        if not math.isfinite(total) or not math.isfinite(norm):
-            what = f"the loss is {total}" if not math.isfinite(total) else f"the gradient's norm is {norm}"
-            self.optimizer.zero_grad(set_to_none=True)
-            raise TrainingError(f"step {step + 1}: {what}", "lower --learning-rate, or use --dtype fp32")
-        share = factor(step, self.settings.steps, self.settings.warmup, self.settings.schedule)
-        set_rates(self.optimizer, share)
-        self.half = True
-        self.optimizer.step()
-        self.optimizer.zero_grad(set_to_none=True)
-        rate = self.settings.learning_rate * share
-        return {"loss": total, "learning_rate": rate, "grad_norm": norm}
-
-    def _note(self, found: StepLoss, row: dict[str, float], seconds: float) -> None:
-        outcome = self.outcome
-        outcome.steps += 1
-        outcome.tokens += found.tokens
-        outcome.seconds += seconds
-        outcome.losses.append(row["loss"])
-        figures = {
-            "step": outcome.steps,
-            "epoch": self._epoch(),
-            **row,
-            "tokens": outcome.tokens,
-            "seconds": round(outcome.seconds, 3),
-        }
-        self.record.metrics(figures)
-        self.half = False
-        speed = outcome.tokens / outcome.seconds
-        self.reporter.advance(
-            shown=f"loss {row['loss']:.3f}  rate {row['learning_rate']:.1e}  {speed:.0f} tokens/s"
-        )
-
-    def _epoch(self) -> float:
-        return round(self.outcome.steps / self.settings.steps_per_epoch, 4)
-
-    # -- evaluating and keeping --------------------------------------------------------------------
-
-    def _evaluate(self, step: int) -> None:
-        """The loss on the validation data, noted; after every step but the start, what is trained is kept."""
-        row: dict[str, Any] = {"step": step, "epoch": self._epoch()}
-        if self.validation:
+    def _evaluate(self, lanes: Sequence[Lane]) -> None:
+        """The loss on the validation data of those that are due."""
+        due = [lane for lane in lanes if lane.due]
+        asks = [(lane.engine, lane.validation) for lane in due]
+        losses: list[float | None] = []
+        if any(lane.validation for lane in due):
             with self.stop.at_once():
-                row |= self._judged(step)
-            self.outcome.evals.append((step, row["eval_loss"]))
-            self.record.metrics(row)
-        self.evaluated = step
-        if step == 0:
-            return
-        if not self.subject.sound():
-            raise TrainingError(
-                f"step {step}: the {self.subject.title}'s numbers have grown beyond all bounds",
-                "lower --learning-rate",
-            )
-        better = self.best.see(step, row.get("eval_metric", row.get("eval_loss")))
-        self.record.keep(step, best=better)
-        self._save()
+                losses = self.company.losses(asks)
+        for lane, loss in zip(due, losses or [None] * len(due), strict=True):
+            self._guarded(lane, partial(self._judge, lane, loss))
 
-    def _judged(self, step: int) -> dict[str, float]:
-        """The loss on the validation data, and the metric where one decides."""
-        loss = mean_loss(self.subject.model, self.validation, self.settings.batch, self.device)
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate"
-            )
-        found = {"eval_loss": loss}
-        said = f"validation loss {loss:.4f}"
-        if self.measure is not None:
-            found["eval_metric"] = self.measure()
-            said += f", {self.settings.keep_best} {found['eval_metric']:.4f}"
-        self.reporter.note(f"{said} after step {step}" if step else f"{said} before training")
-        return found
+    def _judge(self, lane: Lane, loss: float | None) -> None:
+        with self.stop.at_once():
+            metric = lane.metric(loss)
+        lane.judge(loss, metric)
 
-    def _enough(self) -> bool:
-        """Whether so many evaluations in a row were no better that the run ends."""
-        patience = self.settings.patience
-        if not patience or self.best.stale < patience:
-            return False
-        many = "the evaluation" if patience == 1 else f"{patience} evaluations"
-        self.outcome.early = f"{many} after step {self.best.step} were no better"
-        return True
+    def _guarded(self, lane: Lane, work: Callable[[], None]) -> None:
+        """Do something of one lane; where that goes wrong, the others go on."""
+        try:
+            work()
+        except TrainingError as error:
+            self._break_off([lane], error)
 
-    def _should_save(self) -> bool:
-        if self.settings.save_every:
-            return self.outcome.steps % self.settings.save_every == 0
-        return time.monotonic() - self.saved > max(SAVE_SECONDS, self.saving / SAVE_SHARE)
+    def _break_off(self, lanes: Sequence[Lane], error: TrainingError | None) -> None:
+        """End lanes before their last step: by an error of theirs, or since somebody asked."""
+        for lane in list(lanes):
+            title = self.stop.title or "Ctrl-C"
+            stopped = f"stopped by {title} after step {lane.outcome.steps}"
+            lane.outcome.stopped = stopped if error is None else error.message
+            lane.keep_what_there_is(interrupted=error is None)
+            self._leave(lane)
 
-    def _save(self) -> None:
-        """All that decides how the run goes on; nothing here draws random numbers, so there are none to put back."""
-        started = time.monotonic()
-        self.record.save(
-            {
-                "step": self.outcome.steps,
-                "evaluated": self.evaluated,
-                "tokens": self.outcome.tokens,
-                "seconds": self.outcome.seconds,
-                "peak_bytes": max(self.outcome.peak_bytes, peak_bytes(self.device)),
-                "best": self.best.to_dict(),
-                # how a step is laid out changes the last digits
-                "layout": {"batch": self.engine.batch, "repeat": self.engine.repeat},
-                "scale": self.scale.to_dict(),
-                "parameters": dict(self.parameters),
-                "optimizer": self.optimizer.state_dict(),
-            }
-        )
-        self.saved = time.monotonic()
-        self.saving = self.saved - started
-
-    def _restore(self, state: Mapping[str, Any]) -> None:
-        self.optimizer.load_state_dict(state["optimizer"])
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(state["parameters"][name])
-        self.scale.restore(state["scale"])
-        self.best, self.evaluated = Best(**state["best"]), state["evaluated"]
-        self.engine.batch, self.engine.repeat = state["layout"]["batch"], state["layout"]["repeat"]
-        self.outcome = Outcome(
-            steps=state["step"],
-            tokens=state["tokens"],
-            seconds=state["seconds"],
-            losses=[row["loss"] for row in state["rows"] if "loss" in row],
-            evals=[(row["step"], row["eval_loss"]) for row in state["rows"] if "eval_loss" in row],
-            peak_bytes=state["peak_bytes"],
-        )
-
-    def _keep_what_there_is(self, interrupted: bool) -> None:
-        """Keep a run that broke off: as a folder, and where its last step is whole, to go on from."""
-        # after a loss that is not finite what is trained is kept only where there is nothing better
-        if not (interrupted or self.best.step is None) or not self.subject.sound():
-            return
-        if self.best.step is None:
-            self.best.step = self.outcome.steps
-        self.record.keep(self.outcome.steps, best=self.best.step == self.outcome.steps)
-        if not self.half:
-            self._save()
+    def _leave(self, lane: Lane) -> None:
+        lane.subject.mark(None)
+        lane.outcome.peak_bytes = max(lane.outcome.peak_bytes, peak_bytes(lane.device))
+        self.live.remove(lane)
+        if hasattr(self, "company"):
+            self.company.leave(lane.engine)
+        self._over(lane)

@@ -133,6 +133,8 @@ def open_subject(
     *,
     own: bool,
     examples: Sequence[Encoded] = (),
+    bank: Bank | None = None,
+    slot: str = SLOT,
 ) -> Subject:
     """What is trained, to be closed when the run is over.
 
@@ -143,6 +145,8 @@ def open_subject(
         reporter: is warned where an adapter goes on over another base.
         own: the base was loaded for this run, and nobody wants it back.
         examples: to train on, which `--init eva` looks at.
+        bank: of the base, where there is one already, which stays open.
+        slot: the adapter's name there.
     """
     if shape.spec is None:
         return WholeModel(base, tokenizer, keep=not own)
@@ -156,16 +160,22 @@ def open_subject(
     if kind != DEFAULT:
         reporter.note(f"beginning as {kind} has it")
         start = begun_adapter(kind, shape.spec, base, seed, examples)
-    bank = Bank(base)
+    kept = bank is not None
+    bank = bank or Bank(base)
     try:
         if kind != DEFAULT and start is not None:
-            compress = shape.options.init_compress
-            return begun_subject(bank, SLOT, kind, seed, start, compress=compress, reporter=reporter)
-        bank.trainable(SLOT, shape.spec, seed=seed, start=start)
+            how: dict[str, Any] = {
+                "compress": shape.options.init_compress,
+                "reporter": reporter,
+                "keep": kept,
+            }
+            return begun_subject(bank, slot, kind, seed, start, **how)
+        bank.trainable(slot, shape.spec, seed=seed, start=start)
     except BaseException:
-        bank.close()
+        if not kept:
+            bank.close()
         raise
-    return AdapterSubject(bank, SLOT)
+    return AdapterSubject(bank, slot, keep=kept)
 
 
 def _going_on(options: TrainOptions, spec: LoraSpec, asked: list[str]) -> LoraSpec:

@@ -60,7 +60,7 @@ def bytes_kept(subject: Subject, example: Encoded) -> int:
     model: Any = subject.model
     batch = lay_out(model, [example], share=False).to(next(model.parameters()).device)
     counted = Kept(model)
-    subject.mark(TokenMarks(batch.examples, batch.positions, 0))
+    subject.mark(TokenMarks(batch.examples, batch.positions, 0, getattr(batch, "read", None)))
     with counted.counting():
         loss_sum(model, batch)
     subject.mark(None)

@@ -29,13 +29,21 @@ _ROWS, _BATCHES = 8, 32  # of the training data, that EVA looks at
 
 
 def begun_subject(
-    bank: Bank, name: str, kind: str, seed: int, begun: Adapter, *, compress: bool, reporter: Reporter
+    bank: Bank,
+    name: str,
+    kind: str,
+    seed: int,
+    begun: Adapter,
+    *,
+    compress: bool,
+    reporter: Reporter,
+    keep: bool = False,
 ) -> AdapterSubject:
     """A trainable slot that begins as `begun`, which `initial_adapter` made for the bank's base."""
     bank.trainable(name, begun.spec, seed=seed, start=begun)
     if kind not in SHIFTED:
-        return AdapterSubject(bank, name)
-    return ShiftedSubject(bank, name, begun, kind, compress=compress, reporter=reporter)
+        return AdapterSubject(bank, name, keep=keep)
+    return ShiftedSubject(bank, name, begun, kind, compress=compress, reporter=reporter, keep=keep)
 
 
 class ShiftedSubject(AdapterSubject):
@@ -48,23 +56,38 @@ class ShiftedSubject(AdapterSubject):
         kind: the method that made them.
         compress: save the nearest adapter of the rank that is trained, and not the exact one of twice the rank.
         reporter: is told what that misses.
+        keep: close its slots only.
     """
 
     def __init__(
-        self, bank: Bank, name: str, start: Adapter, kind: str, *, compress: bool, reporter: Reporter
+        self,
+        bank: Bank,
+        name: str,
+        start: Adapter,
+        kind: str,
+        *,
+        compress: bool,
+        reporter: Reporter,
+        keep: bool = False,
     ) -> None:
-        super().__init__(bank, name)
+        super().__init__(bank, name, keep=keep)
         # what is taken from the base was never dropped there; what it replaces of the base, the slot alone does
         spec = replace(start.spec, dropout=0.0, bias="none", modules_to_save=(), trainable_token_indices={})
         factors = {path: replace(each, bias=None) for path, each in start.factors.items()}
         self.start = Adapter(replace(spec, lora_bias=False), factors, base_hash=start.base_hash)
-        bank.add(START, self.start)
+        self.start_name = f"{name}.{START}"
+        bank.add(self.start_name, self.start)
         self.kind, self.compress, self.reporter = kind, compress, reporter
         self._loaded = False
 
+    @property
+    def plain(self) -> bool:
+        """Its beginning is taken away in the same rows."""
+        return False
+
     def using(self) -> AbstractContextManager[object]:
         """Every row is computed with the slot, less its beginning; after `load` with what was loaded."""
-        weights = {self.name: 1.0} if self._loaded else {self.name: 1.0, START: -1.0}
+        weights = {self.name: 1.0} if self._loaded else {self.name: 1.0, self.start_name: -1.0}
         return self.bank.using(weights)
 
     def sound(self) -> bool:
@@ -99,6 +122,12 @@ class ShiftedSubject(AdapterSubject):
         """Give the slot the contents of an adapter folder, from whose update nothing is taken any more."""
         super().load(folder)
         self._loaded = True
+
+    def close(self) -> None:
+        """Close the bank, or take both slots out of it."""
+        super().close()
+        if self.keep:
+            self.bank.remove(self.start_name)
 
     def _exact(self) -> Adapter:
         return difference(self.bank.snapshot(self.name), self.start)

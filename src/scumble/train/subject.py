@@ -6,6 +6,7 @@ Knows a bank and its slots; nothing of data, of optimizers, or of how a run is w
 from __future__ import annotations
 
 import shutil
+from collections.abc import Mapping
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any, Protocol
@@ -15,6 +16,7 @@ from torch import nn
 from scumble.errors import AdapterError
 from scumble.lora.bank import Bank
 from scumble.lora.dropout import TokenMarks
+from scumble.models.checkpointing import layers_of
 from scumble.progress import Reporter
 
 Figures = dict[str, Any]
@@ -38,6 +40,10 @@ class Subject(Protocol):
     @property
     def drops(self) -> bool:
         """Whether it has dropout, whose masks differ from example to example."""
+
+    @property
+    def depth(self) -> int:
+        """The number of the first of the model's layers that it changes anything in."""
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer takes, by name, always in the same order."""
@@ -76,13 +82,14 @@ class AdapterSubject:
     Args:
         bank: which is closed with it.
         name: of the slot.
+        keep: close the slot only: the bank is for others too.
     """
 
     title = "adapter"
     weights_name = "adapter_model.safetensors"
 
-    def __init__(self, bank: Bank, name: str) -> None:
-        self.bank, self.name = bank, name
+    def __init__(self, bank: Bank, name: str, *, keep: bool = False) -> None:
+        self.bank, self.name, self.keep = bank, name, keep
 
     @property
     def model(self) -> nn.Module:
@@ -93,6 +100,21 @@ class AdapterSubject:
     def drops(self) -> bool:
         """Whether the adapter's options ask for dropout."""
         return self.bank.adapter(self.name).spec.dropout > 0
+
+    @property
+    def plain(self) -> bool:
+        """Whether it is A and B alone, so that other adapters' rows can be computed beside its own."""
+        return self.bank.plain(self.name)
+
+    @property
+    def depth(self) -> int:
+        """The number of the first layer that the slot reaches; 0 where it also reaches what lies before them."""
+        layers = {id(layer): number for number, layer in enumerate(layers_of(self.model))}
+        inside = {
+            path: layers[id(module)] for path, module in self.bank.modules.items() if id(module) in layers
+        }
+        found = [_layer_of(path, inside) for path in self.bank.reached(self.name)]
+        return min(found, default=0)
 
     def parameters(self) -> dict[str, nn.Parameter]:
         """The slot's parameters by the name that PEFT gives each, sorted."""
@@ -117,7 +139,7 @@ class AdapterSubject:
     def facts(self) -> Figures:
         """Its shape and size."""
         adapter = self.bank.adapter(self.name)
-        spec, total = adapter.spec, sum(parameter.numel() for parameter in self.model.parameters())
+        spec, total = adapter.spec, self.bank.base_parameters + adapter.parameters
         return {
             "rank": spec.rank,
             "alpha": spec.alpha,
@@ -144,5 +166,14 @@ class AdapterSubject:
         """Its size in memory is not worth a word."""
 
     def close(self) -> None:
-        """Close the bank."""
-        self.bank.close()
+        """Close the bank, or take the slot out of it."""
+        if self.keep:
+            self.bank.remove(self.name)
+        else:
+            self.bank.close()
+
+
+def _layer_of(path: str, layers: Mapping[str, int]) -> int:
+    """The number of the layer that a module lies in; 0 where it lies in none, and may come before them."""
+    parts = path.split(".")
+    return next((layers[p] for n in range(len(parts)) if (p := ".".join(parts[: n + 1])) in layers), 0)

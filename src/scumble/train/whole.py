@@ -68,6 +68,11 @@ class WholeModel:
         """Nothing is dropped: the model stays in evaluation mode."""
         return False
 
+    @property
+    def depth(self) -> int:
+        """All layers are trained."""
+        return 0
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """All parameters by name; one that stands in two places is there once."""
         return dict(self._model.named_parameters())
