@@ -23,6 +23,7 @@ from scumble.config import LoraOptions, TrainOptions, make, read_yaml
 from scumble.data.encoding import EncodedSet
 from scumble.errors import ConfigError, OutputError, TrainingError
 from scumble.files import refuse_existing
+from scumble.lora.adapter import Adapter
 from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base
@@ -73,6 +74,7 @@ class Job:
         *,
         bank: Bank | None = None,
         slot: str = SLOT,
+        beginning: Adapter | None = None,
         examples_in_report: int = 5,
         told: bool = True,
     ) -> Begun:
@@ -84,6 +86,7 @@ class Job:
             reporter: is told what is trained on what.
             bank: of the base, where others are trained beside it; None: a bank of its own.
             slot: its name there.
+            beginning: what it begins as, where others are beside the base already.
             examples_in_report: validation examples answered before and after for the report.
             told: say what is trained on what.
         """
@@ -91,9 +94,9 @@ class Job:
         settings = settle(options, len(examples), base.model.config)
         tokenizer = tokenizer_for(base, options)
         with ExitStack() as stack:
-            subject = open_subject(
-                self.shape, base, tokenizer, reporter, own=ground.own, examples=examples, bank=bank, slot=slot
-            )
+            place: dict[str, Any] = {"bank": bank, "slot": slot, "beginning": beginning}
+            how = {"own": ground.own, "examples": examples, **place}
+            subject = open_subject(self.shape, base, tokenizer, reporter, **how)
             stack.callback(subject.close)
             make_optimizer(
                 subject.parameters(), settings

@@ -16,6 +16,7 @@ from typing import Any, cast
 from torch import nn
 
 from scumble.errors import ConfigError, OutputError, TrainingError
+from scumble.lora.adapter import Adapter
 from scumble.lora.bank import Bank
 from scumble.lora.fit import reached
 from scumble.lora.layer import BankLayer
@@ -29,6 +30,7 @@ from scumble.train.lane import Lane
 from scumble.train.loop import Trainer
 from scumble.train.material import Material, read_material
 from scumble.train.memory import free_bytes
+from scumble.train.opening import beginning_of
 from scumble.train.result import Run, finished_run
 from scumble.train.settings import settle
 
@@ -179,9 +181,16 @@ class _Many:
         ground = Ground.of(self.jobs[waiting[0]], base)
         with with_threads(ground.threads.train), closing(Bank(ground.base)) as bank:
             steps = {number: self._check(number, ground, bank) for number in waiting}
+            # of the base alone, before an adapter is beside it
+            beginnings = {
+                number: beginning_of(
+                    self.jobs[number].shape, ground.base, self._see(number, ground).encoded.examples
+                )
+                for number in waiting
+            }
             resident = resident or _room_for([self.jobs[number] for number in waiting], bank, ground)
             trainer = Trainer(
-                self._lanes(waiting, ground, bank),
+                self._lanes(beginnings, ground, bank),
                 self.reporter,
                 resident=resident,
                 together=together,
@@ -223,9 +232,9 @@ class _Many:
         until = self.trials[number].until
         return settings.steps if until is None else min(settings.steps, until)
 
-    def _lanes(self, waiting: Sequence[int], ground: Ground, bank: Bank) -> Iterator[Lane]:
+    def _lanes(self, beginnings: Mapping[int, Adapter | None], ground: Ground, bank: Bank) -> Iterator[Lane]:
         quiet = Reporter(quiet=True)
-        for number in waiting:
+        for number, beginning in beginnings.items():
             job, trial = self.jobs[number], self.trials[number]
             begun = job.begin(
                 self._see(number, ground),
@@ -233,6 +242,7 @@ class _Many:
                 quiet,
                 bank=bank,
                 slot=f"trial{number}",
+                beginning=beginning,
                 examples_in_report=0,
                 told=False,
             )
@@ -287,6 +297,10 @@ class _Many:
 
 def _check(jobs: Sequence[Job]) -> None:
     """Refuse trials that cannot be trained side by side."""
+    folders = [job.folder.absolute() for job in jobs]
+    twice = next((folder for number, folder in enumerate(folders) if folder in folders[:number]), None)
+    if twice is not None:
+        raise ConfigError(f"two trials would be written to {twice}", "give each a folder of its own")
     for name in _ONE:
         values = {getattr(job.options, name) for job in jobs}
         if len(values) > 1:

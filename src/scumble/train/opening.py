@@ -135,6 +135,7 @@ def open_subject(
     examples: Sequence[Encoded] = (),
     bank: Bank | None = None,
     slot: str = SLOT,
+    beginning: Adapter | None = None,
 ) -> Subject:
     """What is trained, to be closed when the run is over.
 
@@ -147,6 +148,7 @@ def open_subject(
         examples: to train on, which `--init eva` looks at.
         bank: of the base, where there is one already, which stays open.
         slot: the adapter's name there.
+        beginning: what `beginning_of` gave for it, of a bank where others are beside the base already.
     """
     if shape.spec is None:
         return WholeModel(base, tokenizer, keep=not own)
@@ -159,7 +161,7 @@ def open_subject(
     kind, seed = shape.options.init, shape.options.seed
     if kind != DEFAULT:
         reporter.note(f"beginning as {kind} has it")
-        start = begun_adapter(kind, shape.spec, base, seed, examples)
+        start = beginning or beginning_of(shape, base, examples)
     kept = bank is not None
     bank = bank or Bank(base)
     try:
@@ -176,6 +178,13 @@ def open_subject(
             bank.close()
         raise
     return AdapterSubject(bank, slot, keep=kept)
+
+
+def beginning_of(shape: Shape, base: Base, examples: Sequence[Encoded]) -> Adapter | None:
+    """What an adapter begins as where `--init` asks for more than chance; made of the base with nothing beside it."""
+    if shape.spec is None or shape.options.init == DEFAULT:
+        return None
+    return begun_adapter(shape.options.init, shape.spec, base, shape.options.seed, examples)
 
 
 def _going_on(options: TrainOptions, spec: LoraSpec, asked: list[str]) -> LoraSpec:
