@@ -7,6 +7,7 @@ down the reason (`Choice`). Knows names, types and ranges, and nothing of what t
 from __future__ import annotations
 
 import keyword
+import re
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, TypeVar, get_args
@@ -248,6 +249,7 @@ class PlanOptions(RunOptions):
     )
     gpu: str | None = Field(None, description="Memory that there is, such as 24GB, or the name of a card")
     device: Literal["cpu", "cuda"] = Field("cuda", description="Where the base is: cpu or cuda")
+    adapters: int = Field(1, ge=1, le=4096, description="Adapters like this one in training at once")
     processes: int = Field(1, ge=1, le=4096, description="Devices that train on different examples")
     sharding: Literal["none", "ddp", "fsdp2"] | None = Field(
         None, description="What several devices divide among them: none, ddp or fsdp2"
@@ -317,6 +319,34 @@ class ResizeOptions(Options):
     rank: int | None = Field(None, ge=1, description="Of every module, or with shared on average")
     energy: float | None = Field(None, gt=0, le=1, description="Share of each update's squared norm to keep")
     shared: bool = Field(False, description="Modules share the budget of numbers, or the energy")
+
+
+class SweepOptions(Options):
+    """How the settings of a sweep are chosen, and what they are judged by."""
+
+    search: Literal["grid", "random", "tpe"] = Field(
+        "grid", description="grid takes all combinations, random and tpe draw some"
+    )
+    trials: int | None = Field(
+        None, ge=1, le=10_000, description="Settings drawn; of a grid, so many at most"
+    )
+    halving: bool = Field(False, description="End the worst early, rung by rung")
+    eta: int = Field(2, ge=2, le=64, description="With halving one setting in so many goes on")
+    budget: float | None = Field(
+        None, gt=0, description="Time after which all are paused, such as 90s, 30m or 2h"
+    )
+    metric: str | None = Field(None, description="Metric that decides instead of the loss")
+    score: int = Field(200, ge=0, description="Examples that the metric is taken over, at most; 0 for none")
+
+    @field_validator("budget", mode="before")
+    @classmethod
+    def _time(cls, value: Any) -> Any:
+        if not isinstance(value, str):
+            return value
+        found = re.fullmatch(r"(?:(\d+\.?\d*)h)?(?:(\d+\.?\d*)m)?(?:(\d+\.?\d*)s)?", value.strip())
+        if found is None or not any(found.groups()):
+            raise ValueError("must be a time such as 90s, 30m or 1h30m")
+        return sum(float(part or 0) * unit for part, unit in zip(found.groups(), (3600, 60, 1), strict=True))
 
 
 Group = TypeVar("Group", bound=Options)

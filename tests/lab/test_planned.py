@@ -13,8 +13,9 @@ from transformers import AutoConfig
 
 from scumble.errors import ConfigError, NotSupportedError
 from scumble.lab import planned
-from scumble.lab.planned import measure, measure_plan, random_base, random_examples
+from scumble.lab.planned import measure, measure_at_once, measure_plan, random_base, random_examples
 from scumble.plan.measured import Measured
+from scumble.plan.memory import Memories
 from scumble.plan.plan import plan
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
@@ -84,6 +85,35 @@ def test_llama(way: str) -> None:
     found = measured("llama", **WAYS[way])
     assert abs(found.error) < OFF
     assert found.peak > found.weights
+
+
+EIGHT: list[dict[str, Any]] = [
+    {"rank": rank, "targets": targets}
+    for rank in (4, 64)
+    for targets in ("minimal", "standard", "all-linear")
+] + [{"rank": 8, "targets": ("down_proj",)}, {"rank": 16, "dropout": 0.1}]
+
+
+def test_eight_adapters_at_once() -> None:
+    shape = Shape.of_config(AutoConfig.for_model(**LLAMA).to_dict(), "llama", "this test")
+    one = Setup(
+        dtype="fp32",
+        tokens=1400,
+        longest=350,
+        batch=4,
+        losses=400,
+        device="cpu",
+        threads=torch.get_num_threads(),
+    )
+    setups = [replace(one, **changed) for changed in EIGHT]
+    base, examples = random_base(shape, one), random_examples(one, shape.vocabulary)
+    found = measure_at_once(base, shape, setups, examples)
+    assert abs(found.error) < OFF
+    # what each has for itself, and no more than one has for a while
+    plans = Memories(shape)
+    own = sum(plans(each).largest["adapter"] * 3 for each in setups)
+    assert found.peak <= max(plans(each).peak for each in setups) + own
+    assert found.planned > max(plans(each).peak for each in setups)
 
 
 @pytest.mark.parametrize("way", ["q and v", "two layers twice", "full"])

@@ -167,3 +167,13 @@ def test_a_tape_tells_where_most_was_held() -> None:
     assert (tape.peak, tape.where, tape.now) == (15, "first", 12)
     assert tape.parts["activations"] == 10
     assert tape.largest["activations"] == 12
+
+
+@given(setups, st.integers(2, 9))
+@settings(max_examples=40, deadline=None)
+def test_adapters_beside_it_add_what_they_hold_and_nothing_else(setup: Setup, many: int) -> None:
+    setup = replace(setup, method="lora", engine="scumble", optimizer="adamw", processes=1, device="cpu")
+    one, all_of_them = PLANS(setup), PLANS(replace(setup, adapters=many))
+    held = one.largest["adapter"] + states_of(SHAPE, setup, one.largest["adapter"] // 4).optimizer
+    assert all_of_them.peak == one.peak + (many - 1) * held
+    assert PLANS.at_once([setup] * many).peak == all_of_them.peak

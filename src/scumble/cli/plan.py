@@ -58,6 +58,9 @@ def run(
         str | None, typer.Option(help="Does it fit: a size such as 24GB, or a card such as 'RTX 4090'.")
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu. [cuda]")] = None,
+    adapters: Annotated[
+        int | None, typer.Option(help="Adapters like this one in training at once, as `scumble sweep` does. [1]")
+    ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Devices that train on different examples. [1]")
     ] = None,

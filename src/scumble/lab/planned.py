@@ -24,13 +24,14 @@ from scumble.models.threads import threads_for, with_threads
 from scumble.models.weights import DTYPES, device_named
 from scumble.models.weights import quiet as quiet_libraries
 from scumble.plan.measured import Measured
-from scumble.plan.memory import Memory, plan_memory
+from scumble.plan.memory import Memories, Memory, plan_memory
 from scumble.plan.parameters import spec_of
 from scumble.plan.plan import Plan
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from scumble.progress import Reporter
-from scumble.train.engine import Engine
+from scumble.train.company import Company
+from scumble.train.engine import Ask, Engine
 from scumble.train.memory import free_bytes
 from scumble.train.optimizer import make_optimizer
 from scumble.train.settings import Settings
@@ -198,3 +199,50 @@ def settings_of(setup: Setup) -> Settings:
         choices=(),
         optimizer=setup.optimizer,
     )
+
+
+def measure_at_once(
+    base: Base, shape: Shape, setups: Sequence[Setup], examples: Sequence[Encoded]
+) -> Measured:
+    """The peak of a second round of adapters that are trained at once, each of which sees the same examples.
+
+    Args:
+        base: whose model is trained on, and given back.
+        shape: of it.
+        setups: one for each adapter.
+        examples: of an optimizer step.
+    """
+    planned = Memories(shape).at_once(setups)
+    weights = sum(p.numel() * p.element_size() for p in base.model.parameters())
+    bank, quiet = Bank(base), Reporter(quiet=True)
+    lanes = []
+    for number, setup in enumerate(setups):
+        bank.trainable(f"{_SLOT}{number}", spec_of(setup), seed=0)
+        subject = AdapterSubject(bank, f"{_SLOT}{number}", keep=True)
+        engine = Engine(subject, setup.batch, repeat=int(setup.repeat), reporter=quiet)
+        parameters = subject.parameters()
+        lanes.append((engine, parameters, make_optimizer(parameters, settings_of(setup))))
+    company = Company(bank.model, quiet)
+
+    def round_of_all(number: int) -> None:
+        for engine, parameters, optimizer in lanes:
+            company.gradients([Ask(engine, number, examples)])
+            torch.nn.utils.clip_grad_norm_(parameters.values(), 1.0)
+            optimizer.step()
+            optimizer.zero_grad(set_to_none=True)
+        company.forget()
+
+    try:
+        with company.running([engine for engine, _, _ in lanes], [examples] * len(lanes)):
+            round_of_all(0)
+            started = time.perf_counter()
+            peak = _peak_of(lambda: round_of_all(1), lanes[0][0].device)
+            seconds = time.perf_counter() - started
+        if lanes[0][0].device.type == "cpu":
+            states = [state for *_, optimizer in lanes for state in optimizer.state.values()]
+            moments = [t for state in states for t in state.values() if torch.is_tensor(t)]
+            held = {id(t): t.numel() * t.element_size() for t in (*base.model.parameters(), *moments)}
+            peak += sum(held.values())
+    finally:
+        bank.close()
+    return Measured(peak, planned.peak, weights, seconds)

@@ -76,6 +76,10 @@ def setup_of(options: PlanOptions, shape: Shape, batch: int, accumulate: int, ch
     Raises:
         ConfigError: options contradict each other, or the base.
     """
+    if options.adapters > 1 and options.method == "full":
+        raise ConfigError(
+            "--adapters is given with --method full, which trains none", "leave one of them out"
+        )
     setup = Setup(
         method=options.method,
         dtype=_dtype(options, shape, choices),
@@ -93,6 +97,7 @@ def setup_of(options: PlanOptions, shape: Shape, batch: int, accumulate: int, ch
         processes=options.processes,
         sharding=_sharding(options, choices),
         threads=_threads(),
+        adapters=options.adapters,
     )
     if setup.method != "full":
         check_rank(shape, setup)

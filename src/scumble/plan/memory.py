@@ -10,7 +10,7 @@ together, and no sizes of its own but those of a GPU's libraries.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -23,7 +23,7 @@ from scumble.plan.script_step import script_step
 from scumble.plan.setup import Setup
 from scumble.plan.shape import Shape
 from scumble.plan.sharding import per_device
-from scumble.plan.states import is_quantised, states_of
+from scumble.plan.states import States, is_quantised, states_of
 from scumble.plan.tape import Tape
 
 # cuBLAS keeps 32 MiB for its products on Hopper, 8 on cards before (torch.backends.cuda, CUBLAS_WORKSPACE_CONFIG)
@@ -74,21 +74,26 @@ class Memories:
         self.shape = shape
         self._adapters: dict[Any, Adapter] = {}
 
-    def __call__(self, setup: Setup) -> Memory:
+    def __call__(self, setup: Setup, *, beside: Sequence[Setup] = ()) -> Memory:
         """The memory of one setup.
+
+        Args:
+            setup: of what is trained.
+            beside: other adapters in training on the same base, which take turns with it: their numbers and moments
+                stay, and their gradients and activations are gone while this one makes its step.
 
         Raises:
             As `plan_memory`.
         """
         adapter = None if setup.method == "full" else self._adapter(setup)
         sizes = [] if adapter is None else [tensor.numel() for tensor in _tensors(adapter)]
-        trainable = self.shape.parameters if adapter is None else sum(sizes)
-        shared = per_device(self.shape, setup, states_of(self.shape, setup, trainable, sizes))
+        shared = per_device(self.shape, setup, self._states(setup, sizes))
         states, tape = shared.states, Tape()
+        others = [self._states(each, self._sizes(each)) for each in beside] + [states] * (setup.adapters - 1)
         with tape.at("between steps"):
             tape.take(states.weights + shared.gathered, "weights")
-            tape.take(states.adapter, "adapter")
-            tape.take(states.optimizer, "optimizer")
+            tape.take(states.adapter + sum(each.adapter for each in others), "adapter")
+            tape.take(states.optimizer + sum(each.optimizer for each in others), "optimizer")
             tape.take(shared.copies, "gradients")
             tape.take(self._libraries(setup), "other")
         ranks = {} if adapter is None else {path: f.rank for path, f in adapter.factors.items()}
@@ -97,6 +102,22 @@ class Memories:
         with tape.at("optimizer step"):
             tape.pulse(states.step, "optimizer")
         return _with_slack(tape) if setup.device == "cuda" else _told(tape)
+
+    def at_once(self, setups: Sequence[Setup]) -> Memory:
+        """The memory of several adapters in training on one base: the most that any of them takes beside the others."""
+        found = [
+            self(setup, beside=[*setups[:number], *setups[number + 1 :]])
+            for number, setup in enumerate(setups)
+        ]
+        return max(found, key=lambda memory: memory.peak)
+
+    def _sizes(self, setup: Setup) -> list[int]:
+        """Numbers in each tensor of an adapter."""
+        return [tensor.numel() for tensor in _tensors(self._adapter(setup))]
+
+    def _states(self, setup: Setup, sizes: Sequence[int]) -> States:
+        trainable = self.shape.parameters if setup.method == "full" else sum(sizes)
+        return states_of(self.shape, setup, trainable, sizes)
 
     def _adapter(self, setup: Setup) -> Adapter:
         asked = (

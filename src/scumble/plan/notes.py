@@ -67,6 +67,11 @@ def _of_training(shape: Shape, setup: Setup) -> list[str]:
         notes.append(
             "planned by formula: training with weights divided among devices comes with a later version"
         )
+    if setup.adapters > 1:
+        notes.append(
+            f"{setup.adapters} adapters in training at once take turns: their numbers and moments stay, gradients and "
+            "activations are those of one"
+        )
     if setup.processes > 1:
         notes.append(f"memory is that of one of {setup.processes} devices, each with its own examples")
     return notes

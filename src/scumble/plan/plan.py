@@ -301,11 +301,11 @@ def _alternatives(
         These by name; and of those that cannot be planned, why.
     """
     plain = setup.dtype if setup.dtype not in ("nf4", "int8") else float_type(shape)
-    script = replace(portions.script.of(setup), engine="script")
+    script = replace(portions.script.of(setup), engine="script", adapters=1)
     setups = {
         "lora": ("LoRA", replace(setup, method="lora", dtype=plain)),
         "qlora": ("QLoRA", replace(setup, method="qlora", dtype="nf4")),
-        "full": ("full", replace(setup, method="full", dtype=plain)),
+        "full": ("full", replace(setup, method="full", dtype=plain, adapters=1)),
         "checkpointing": (
             f"{_TITLES[setup.method]}, gradient checkpointing",
             replace(setup, repeat="all"),

@@ -34,6 +34,7 @@ class Setup:
         device: where the base is.
         processes, sharding: data parallel processes, and what they divide among them.
         threads: of a CPU.
+        adapters: like this one in training at once, which take turns.
     """
 
     method: Method = "lora"
@@ -56,6 +57,7 @@ class Setup:
     processes: int = 1
     sharding: Sharding = "none"
     threads: int = 1
+    adapters: int = 1
 
     @property
     def activation_bytes(self) -> int:
