@@ -145,7 +145,7 @@ def test_a_token_that_is_nearly_certain_has_its_gradient_still(dtype: torch.dtyp
     assert losses.median() < 1e-4  # so certain are they
     losses.sum().backward()
     mine, plain = (hidden.detach().clone().requires_grad_() for _ in range(2))
-    loss._FrozenHead.apply(mine, weight, labels, 16).backward()
+    loss._FrozenHead.apply(mine, weight, labels, 16, [len(labels)]).sum().backward()
     wide = torch.promote_types(dtype, torch.float32)
     functional.cross_entropy((plain @ weight.T).to(wide), labels, reduction="sum").backward()
 
@@ -224,3 +224,23 @@ def test_dropout_on_the_output_layer_is_refused_and_not_left_out() -> None:
     made.bank.routing.marks = TokenMarks(laid.examples, laid.positions, 1)
     with pytest.raises(AdapterError, match="dropout cannot be computed at lm_head"):
         loss_sum(made.bank.model, laid)
+
+
+def test_the_sums_of_runs_and_their_gradients_are_those_of_each_alone() -> None:
+    draw = torch.Generator().manual_seed(0)
+    hidden = torch.randn(9, 16, generator=draw, dtype=torch.float64)
+    weight = torch.randn(50, 16, generator=draw, dtype=torch.float64)
+    labels, counts, weights = torch.randint(0, 50, (9,), generator=draw), [4, 0, 5], [0.25, 7.0, 3.0]
+    together = hidden.clone().requires_grad_()
+    sums = loss._FrozenHead.apply(together, weight, labels, 2, counts)
+    (sums * torch.tensor(weights, dtype=torch.float64)).sum().backward()
+    start = 0
+    for count, factor, found in zip(counts, weights, sums, strict=True):
+        part = slice(start, start + count)
+        alone = hidden[part].clone().requires_grad_()
+        wanted = functional.cross_entropy(alone @ weight.T, labels[part], reduction="sum")
+        (factor * wanted).backward()
+        # fp64: only the order of sums differs
+        assert float(found) == pytest.approx(float(wanted), rel=1e-12)
+        assert torch.allclose(together.grad[part], alone.grad, rtol=0, atol=1e-12)  # type: ignore[index]
+        start += count

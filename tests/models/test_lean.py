@@ -81,7 +81,8 @@ def test_a_module_that_computes_otherwise_is_left_as_it_is() -> None:
     for layer in model.model.layers:
         layer.mlp.__class__ = Doubled
     with lean(model):
-        assert replaced(model) == {"LlamaRMSNorm"}
+        # but for the tokens that the last layer leaves out, whatever it computes
+        assert replaced(model.model.layers[:-1]) == {"LlamaRMSNorm"}
 
 
 def test_a_norm_whose_weight_trains_is_left_as_it_is() -> None:
