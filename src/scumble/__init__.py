@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from scumble.lab.bench_train import bench_train
     from scumble.lab.cron import cron_hardness
     from scumble.lab.demo import demo
+    from scumble.lab.lesson.lesson import lab
     from scumble.lab.planning import plan
     from scumble.lora.adapter import Adapter
     from scumble.lora.bank import Bank
@@ -50,6 +51,7 @@ __all__ = [
     "doctor",
     "export",
     "inspect",
+    "lab",
     "load_base",
     "merge",
     "plan",
@@ -75,6 +77,7 @@ _HOMES = {
     "doctor": ("scumble.models.doctor", "diagnose"),
     "export": ("scumble.manage.export.export", "export"),
     "inspect": ("scumble.manage.inspection.inspection", "inspect"),
+    "lab": ("scumble.lab.lesson.lesson", "lab"),
     "load_base": ("scumble.models.base", "load_base"),
     "merge": ("scumble.manage.merge", "merge"),
     "plan": ("scumble.lab.planning", "plan"),

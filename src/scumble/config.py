@@ -286,6 +286,13 @@ class CompareOptions(Options):
     batch: int = Field(16, ge=1, description="Examples generated for at once")
 
 
+class LabOptions(Options):
+    """How much is done to test the lesson, where not as planned."""
+
+    steps: int | None = Field(None, ge=2, le=10_000, description="Optimizer steps of every run")
+    score: int | None = Field(None, ge=2, le=1000, description="Unseen examples that are scored")
+
+
 class ChatOptions(Options):
     """How a conversation is answered."""
 

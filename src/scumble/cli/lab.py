@@ -7,7 +7,40 @@ from typing import Annotated
 
 import typer
 
-app = typer.Typer(help="Whole experiments: the lesson's claims, tested.", no_args_is_help=True)
+app = typer.Typer(help="Whole experiments: the lesson's claims, tested.")
+
+
+@app.callback(invoke_without_command=True)
+def lesson(
+    context: typer.Context,
+    out: Annotated[Path | None, typer.Option(help="Folder; a new numbered one when not told.")] = None,
+    quick: Annotated[
+        bool, typer.Option("--quick", help="One seed and fewer ways to train, in under 40 minutes.")
+    ] = False,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with what was begun in --out.")] = False,
+    force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
+    base: Annotated[str | None, typer.Option(help="Alias, folder, hub name or GGUF file. [smollm2]")] = None,
+    steps: Annotated[
+        int | None, typer.Option(help="Optimizer steps of every run. [60 with --quick, else 80]")
+    ] = None,
+    score: Annotated[int | None, typer.Option(help="Unseen examples that are scored. [400]")] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
+) -> None:
+    """The lesson's claims, tested by training: one page with pictures, in under two and a half hours."""
+    if context.invoked_subcommand is not None:
+        return
+    from scumble.cli import output
+    from scumble.lab.lesson.lesson import lab
+
+    found = lab(out, quick=quick, resume=resume, force=force, base=base, steps=steps, score=score)
+
+    def people() -> None:
+        for claim in found.claims:
+            print(f"{claim['verdict']:14}  {claim['says']}")
+            print(f"{'':14}  {claim['why']}")
+        print(f"page: {found.page}")
+
+    output.show(found, as_json, people)
 
 
 @app.command("cron")
@@ -61,8 +94,3 @@ def blends(
             print(f"  {title:20}{shares[0]:>24}{shares[1]:>24}{told}")
 
     output.show(found, as_json, people)
-
-
-@app.callback()
-def options() -> None:
-    """Whole experiments: the lesson's claims, tested."""
