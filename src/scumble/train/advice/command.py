@@ -1,0 +1,142 @@
+"""`NextRun`: the exact command of the next run: what a run was asked for, with changes, in a folder of its own.
+
+What was settled for the user and hangs on what changes is written out, so that nothing else changes with it: twice the
+epochs would otherwise mean another batch. Knows options, and nothing of why they should change.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+import shlex
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from scumble.complaints import flag
+from scumble.config import TrainOptions
+from scumble.data.shipped import SHIPPED
+from scumble.train.advice.reading import Reading
+
+_SHAPE = ("rank", "alpha", "targets")
+_TAG = 40  # letters of what a folder's name says of the change
+
+
+@dataclass(frozen=True)
+class NextRun:
+    """A run to make next.
+
+    Attributes:
+        data: its training data; None where the run had them from Python, and the command says DATA.
+        out: its folder, which does not exist yet.
+        options: of `TrainOptions`, those that are not the default.
+        changed: those of them that differ from the run's.
+    """
+
+    data: str | None
+    out: Path
+    options: Mapping[str, Any]
+    changed: Mapping[str, Any]
+
+    @property
+    def command(self) -> str:
+        """The whole command line."""
+        words = ["scumble", "train", self.data or "DATA", "--out", str(self.out)]
+        for name, value in self.options.items():
+            words += _words(name, value)
+        return shlex.join(words)
+
+    def to_dict(self) -> dict[str, Any]:
+        """The same by name."""
+        return {
+            "data": self.data,
+            "out": str(self.out),
+            "options": dict(self.options),
+            "changed": dict(self.changed),
+        }
+
+
+def next_run(reading: Reading, **changes: Any) -> NextRun:
+    """The run of a reading with other options; None takes an option back to its default."""
+    fields = TrainOptions.model_fields
+    options = {**_asked(reading), **changes}
+    default = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    kept = {
+        name: value
+        for name, value in options.items()
+        if name in fields and value is not None and value != default[name]
+    }
+    return NextRun(_source(reading), _folder(reading.folder, changes), kept, changes)
+
+
+def longer(reading: Reading, factor: float, **changes: Any) -> NextRun:
+    """The run of a reading that makes `factor` times its steps, everything else as it was.
+
+    The batch is written out, for it is settled by the length of the run where nobody says it.
+    """
+    training = reading.training
+    steps = max(1, round(int(training["steps"]) * factor))
+    # a pass over the data takes so many steps
+    a_pass = _steps_per_pass(reading)
+    held: dict[str, Any] = {"batch": training["batch"], "accumulate": training["accumulate"]}
+    most = reading.options.get("max_steps")
+    if most is not None and int(training["steps"]) == int(most):
+        held["max_steps"] = steps
+        if steps > a_pass * float(training["epochs"]):
+            held["epochs"] = float(math.ceil(steps / a_pass))
+    else:
+        held["epochs"] = round(steps / a_pass, 4)
+    return next_run(reading, **{**held, **changes})
+
+
+def _steps_per_pass(reading: Reading) -> int:
+    training, examples = reading.training, int(reading.facts["data"]["examples"])
+    return max(1, math.ceil(examples / (int(training["batch"]) * int(training["accumulate"]))))
+
+
+def _asked(reading: Reading) -> dict[str, Any]:
+    """The run's own options; the adapter's shape as it was, where Python gave it as a whole."""
+    options = dict(reading.options)
+    adapter = reading.facts.get("adapter") or {}
+    told = (reading.facts.get("lora") or {}).get("r")
+    if told is not None and told != options.get("rank"):
+        options |= {name: adapter[name] for name in _SHAPE if name in adapter}
+    return options
+
+
+def _source(reading: Reading) -> str | None:
+    """What names the training data on a command line."""
+    source = str(reading.facts["data"].get("source") or "")
+    known = source in SHIPPED or "/" in source or "." in source or Path(source).exists()
+    return source if source and known else None
+
+
+def _folder(folder: Path, changes: Mapping[str, Any]) -> Path:
+    """A folder beside the run's that says what changed, and does not exist yet."""
+    said = [
+        f"{name.rstrip('_').replace('_', '-')}-{_short(value)}"
+        for name, value in changes.items()
+        if name not in ("batch", "accumulate", "alpha") and value is not None
+    ]
+    name = "-".join([folder.resolve().name, *said])[: len(folder.resolve().name) + _TAG].rstrip("-.")
+    path, number = folder.parent / name, 2
+    while path.exists():
+        path, number = folder.parent / f"{name}-{number}", number + 1
+    return path
+
+
+def _short(value: Any) -> str:
+    return re.sub(r"[^A-Za-z0-9.]+", "-", f"{value:g}" if isinstance(value, float) else str(value))
+
+
+def _words(name: str, value: Any) -> list[str]:
+    """An option as words of a command line."""
+    option = flag(name)
+    if isinstance(value, bool):
+        return [option] if value else []
+    if isinstance(value, Mapping):
+        return [option, ",".join(f"{key}={each:.12g}" for key, each in value.items())]
+    if isinstance(value, list | tuple):
+        return [option, ",".join(str(each) for each in value)]
+    return [option, f"{value:.12g}" if isinstance(value, float) else str(value)]

@@ -1,0 +1,272 @@
+"""The diagnoses of one run, each with its test; the first that holds is what the run is about.
+
+    diverged          the loss or the gradient was not finite, or the end is above 1.2 times the start
+    rate too high     growth G >= 4 or setback >= 0.3, and a tenth of the loss at the start is left. Steps as large as the
+                      numbers that they change undo what was learnt
+    overfit           the validation loss ends 10 % above its lowest, two evaluations or more after it, while the training
+                      loss went on falling by 10 %: the definition (Prechelt 1998, 'Early stopping - but when?')
+    rate too low      persistence P >= 10: ten steps in one direction, and the loss still falls
+    rank              no better after five passes: a tenth of the loss is left on data seen five times, which more room could
+                      have learnt by heart, the rank is used to its end, the rate is neither, and it comes to an end
+    still improving   the second half of the clock won 5 % of all that was won, or more, and the loss ends where it is lowest
+    plateau           none of these, and a quarter of the loss at the start is left
+    fine              none of these
+
+The figures are those of `curves` and `spectra`. The thresholds were fixed on one family of data and are tested on another
+(bench/advice.py). Knows cases, and nothing of files.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from scumble.train.advice.case import Case
+from scumble.train.advice.command import longer, next_run
+from scumble.train.advice.finding import Confidence, Finding
+
+FEW_STEPS = 10  # below which nothing is said of a curve
+ABOVE_START = 1.2
+GROWTH, SETBACK, LEFT = 4.0, 0.3, 0.1
+PERSISTENCE, FAR = 10.0, 20.0  # beyond `FAR` the rate is a decade off, else half a decade
+RISEN, FALLEN, AFTER = 0.1, 0.9, 2
+PASSES, SLOWING = 5.0, 0.25
+GAIN, LITTLE = 0.05, 0.02
+FLAT = 0.25
+CHANCE = 0.01
+_ATTENTION = {"q_proj", "k_proj", "v_proj", "o_proj", "c_attn", "qkv_proj"}
+
+
+def diagnose(case: Case) -> list[Finding]:
+    """What a run is about, and what else is odd; at least one finding for a run of `FEW_STEPS` and evaluations."""
+    first = next((found for rule in _RULES if (found := rule(case)) is not None), None)
+    if first is None:
+        return []
+    wasted = _wasted(case) if first.topic in ("fine", "overfit", "plateau") else None
+    return [first, wasted] if wasted else [first]
+
+
+def _diverged(case: Case) -> Finding | None:
+    curve = case.curve
+    if case.broken is None and not (case.steps >= FEW_STEPS and curve.left > ABOVE_START):
+        return None
+    what = case.broken or f"the loss ended at {curve.end:.3g}, above the {curve.start:.3g} of the start"
+    evidence = {"learning_rate": case.rate, "steps": case.steps, **_level(case)} if case.steps else {}
+    return Finding(
+        "diverged",
+        f"it diverged: {what}",
+        evidence,
+        "high",
+        "high: a loss that is not finite, or above that of the start, needs no test",
+        next_run(case.reading, learning_rate=_rounded(case.rate / 10)),
+    )
+
+
+def _too_high(case: Case) -> Finding | None:
+    if case.steps < FEW_STEPS or case.curve.left < LEFT:
+        return None
+    setback, growth = case.curve.setback(), case.growth
+    grown = growth is not None and growth >= GROWTH
+    if not grown and setback < SETBACK:
+        return None
+    both = grown and setback >= SETBACK
+    signs = [f"A has grown to {growth:.1f} times its start"] if grown else []
+    signs += [f"training lost {setback:.0%} of what it had won, for a while"] if setback >= SETBACK else []
+    return Finding(
+        "rate too high",
+        f"the learning rate {case.rate:g} is too high: {' and '.join(signs)}, and {case.curve.left:.0%} of the loss is left",
+        {"growth": growth, "setback": setback, "persistence": case.persistence, **_level(case)},
+        "high" if both else "medium",
+        f"high where growth ({GROWTH:g}) and setback ({SETBACK:g}) are both over their thresholds, else medium",
+        next_run(case.reading, learning_rate=_rounded(case.rate / 10)),
+    )
+
+
+def _overfit(case: Case) -> Finding | None:
+    rise = case.curve.rise() if case.steps >= FEW_STEPS else None
+    if rise is None:
+        return None
+    if rise.after < AFTER or rise.share < RISEN or rise.trained > FALLEN:
+        return None
+    sure: Confidence = "high" if rise.chance < CHANCE else "medium"
+    share = max(rise.best / case.steps, 1 / case.steps)
+    return Finding(
+        "overfit",
+        f"it overfits: the validation loss was lowest after step {rise.best:,} ({rise.lowest:.3g}) and ended at "
+        f"{rise.last:.3g}, while the training loss went on falling",
+        {
+            "lowest_eval_loss": rise.lowest,
+            "last_eval_loss": rise.last,
+            "best_step": rise.best,
+            "steps": case.steps,
+            "evaluations_after": rise.after,
+            "rising_p": rise.chance,
+            "training_loss_ratio": rise.trained,
+            "passes": case.reading.passes,
+        },
+        sure,
+        f"high where the evaluations since the lowest rise with p < {CHANCE:g} (Mann-Kendall), else medium",
+        longer(case.reading, share),
+    )
+
+
+def _too_low(case: Case) -> Finding | None:
+    persistence = case.persistence
+    if case.steps < FEW_STEPS or persistence is None or persistence < PERSISTENCE:
+        return None
+    curve = case.curve
+    chance = min(curve.falling(), curve.training_falls())
+    if curve.gain() <= 0 or chance > CHANCE:
+        return None
+    times = 10 if persistence >= FAR else 3
+    return Finding(
+        "rate too low",
+        f"the learning rate {case.rate:g} is too low: the optimizer went the same way for {persistence:.0f} steps, and the "
+        "loss still falls",
+        {"persistence": persistence, "growth": case.growth, "falling_p": _known(chance), **_level(case)},
+        "high" if persistence >= FAR and curve.gain() > SLOWING else "medium",
+        f"high where persistence is {FAR:g} or more and the second half won more than {SLOWING:.0%}, else medium",
+        next_run(case.reading, learning_rate=_rounded(case.rate * times)),
+    )
+
+
+def _rank(case: Case) -> Finding | None:
+    movement, curve = case.movement, case.curve
+    if case.steps < FEW_STEPS or movement is None or case.reading.passes < PASSES:
+        return None
+    if curve.left < LEFT or curve.gain() > SLOWING or not movement.full:
+        return None
+    rank = movement.rank * (4 if movement.rank <= 2 else 2)
+    options = case.reading.options
+    ratio = float(options["alpha"]) / int(options["rank"])
+    shown = _level(case) | _used(case)
+    return Finding(
+        "rank",
+        f"more rank would help: after {case.reading.passes:.0f} passes {curve.left:.0%} of the loss is left, and "
+        f"rank {movement.rank} is used to its end",
+        {**shown, "passes": case.reading.passes, "persistence": case.persistence, "growth": case.growth},
+        "medium" if len(curve.trained_evals) >= 4 else "low",
+        "medium with four evaluations or more, else low; high only where a sweep measured it",
+        next_run(case.reading, rank=rank, alpha=ratio * rank),
+    )
+
+
+def _improving(case: Case) -> Finding | None:
+    curve = case.curve
+    rise = curve.rise() if case.steps else None
+    # of examples seen before, the training loss falls whether or not anything is learnt
+    if case.steps < FEW_STEPS or (rise is None and case.reading.passes > 1):
+        return None
+    gain = curve.gain()
+    if gain < GAIN or curve.left < LITTLE or (rise is not None and rise.share > 0.02):
+        return None
+    chance, trained = curve.falling(), curve.training_falls()
+    if min(chance, trained) > CHANCE:
+        return None
+    sure: Confidence = "high" if rise and chance <= CHANCE else "medium" if rise else "low"
+    return Finding(
+        "still improving",
+        f"it still improves: the second half of the way won {gain:.0%} of all that was won, and "
+        + ("the validation loss ends at its lowest" if rise else "the training loss still falls"),
+        {"gain": gain, "falling_p": _known(chance), "training_falling_p": trained, **_level(case)},
+        sure,
+        f"high where the evaluations of the second half fall with p < {CHANCE:g} (Mann-Kendall), medium where only the "
+        "training loss does, low without validation data",
+        longer(case.reading, 2.0),
+    )
+
+
+def _plateau(case: Case) -> Finding | None:
+    curve, movement = case.curve, case.movement
+    if case.steps < FEW_STEPS or not len(curve.trained_evals) or curve.left < FLAT:
+        return None
+    narrow = movement is not None and set(movement.kinds) <= _ATTENTION
+    options = case.reading.options
+    ratio = float(options["alpha"]) / int(options["rank"])
+    rank = 2 * int(options["rank"])
+    change: dict[str, Any] = {"targets": "all-linear"} if narrow else {"rank": rank, "alpha": ratio * rank}
+    first = "all linear layers first" if narrow else "more rank, though the spectrum does not ask for it"
+    return Finding(
+        "plateau",
+        f"it has come to a plateau with {curve.left:.0%} of the loss left: {first}",
+        {"gain": curve.gain(), **_level(case), **_used(case)},
+        "low",
+        "low: one run cannot tell too little room from data that hold no more",
+        next_run(case.reading, **change),
+    )
+
+
+def _fine(case: Case) -> Finding | None:
+    curve = case.curve
+    rise = curve.rise() if case.steps >= FEW_STEPS else None
+    if rise is None:
+        return None
+    many = len(curve.trained_evals) >= 4
+    return Finding(
+        "fine",
+        f"nothing is amiss: the validation loss went from {curve.start:.3g} to {rise.lowest:.3g} and stays there",
+        {
+            "gain": curve.gain(),
+            "rise": rise.share,
+            "persistence": case.persistence,
+            "growth": case.growth,
+            **_level(case),
+        },
+        "high" if many else "medium",
+        "high with four evaluations or more, else medium",
+    )
+
+
+def _wasted(case: Case) -> Finding | None:
+    movement = case.movement
+    if movement is None or movement.rank < 4 or 2 * movement.needed > movement.rank or movement.needed < 1:
+        return None
+    options = case.reading.options
+    ratio = float(options["alpha"]) / int(options["rank"])
+    return Finding(
+        "rank wasted",
+        f"rank {movement.needed} holds 99 % of every module's update; rank {movement.rank} was trained",
+        _used(case),
+        "medium",
+        "medium: the same update would fit, but whether training would find it is not measured",
+        next_run(case.reading, rank=movement.needed, alpha=ratio * movement.needed),
+    )
+
+
+_RULES: tuple[Callable[[Case], Finding | None], ...] = (
+    _diverged,
+    _too_high,
+    _overfit,
+    _too_low,
+    _rank,
+    _improving,
+    _plateau,
+    _fine,
+)
+
+
+def _level(case: Case) -> dict[str, Any]:
+    return {"start": case.curve.start, "end": case.curve.end, "left": case.curve.left}
+
+
+def _used(case: Case) -> dict[str, Any]:
+    movement = case.movement
+    if movement is None:
+        return {}
+    return {
+        "rank": movement.rank,
+        "stable_rank_share": movement.stable,
+        "effective_rank_share": movement.effective,
+        "saturated_modules": movement.saturated,
+        "modules": movement.modules,
+        "rank_for_99_percent": movement.needed,
+    }
+
+
+def _rounded(rate: float) -> float:
+    return float(f"{rate:.2g}")
+
+
+def _known(chance: float) -> float | None:
+    """A p; None where there were too few points for the test."""
+    return chance if chance < 1 else None
