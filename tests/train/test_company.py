@@ -13,11 +13,18 @@ from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base
 from scumble.progress import Reporter
+from scumble.train import mixed
+from scumble.train.company import Company
+from scumble.train.engine import Ask
 from scumble.train.lane import Lane
 from scumble.train.loop import Trainer
+from scumble.train.room import Need
 from scumble.train.subject import AdapterSubject
 from tests.bases import chat, encoded, make_letters_base, sums
+from tests.engine import one_thread
 from tests.train.trainers import Memory, settings
+
+__all__ = ["one_thread"]
 
 LAYERS = 4
 STEPS = 30
@@ -87,6 +94,7 @@ def trained(dtype: torch.dtype, which: Sequence[int], resident: int, together: i
 
 @pytest.fixture(scope="module", params=[torch.float64, torch.float32], ids=str)
 def alone(request: pytest.FixtureRequest) -> tuple[torch.dtype, list[Any]]:
+    torch.set_num_threads(1)  # `one_thread` comes later than this
     return request.param, [trained(request.param, [number], 1)[0] for number in range(len(EIGHT))]
 
 
@@ -124,3 +132,43 @@ def test_rows_computed_together_change_rounding_only(
     dtype, wanted = alone
     for found, one in zip(trained(dtype, range(len(EIGHT)), 8, together), wanted, strict=True):
         assert off(found, one) <= NEAR[dtype]
+
+
+def test_lanes_that_begin_above_the_same_layers_share_what_is_below() -> None:
+    bank = Bank(make_base(torch.float64))
+    company = Company(bank.model, Reporter(quiet=True))
+    lanes = [lane_of(bank, number) for number in (0, 2, 3)]
+    for lane in lanes:
+        lane.open()
+    with company.running([lane.engine for lane in lanes], [lane.examples for lane in lanes]):
+        calls: list[int] = []
+        for number, layer in enumerate(bank.model.model.layers):
+            layer.self_attn.register_forward_hook(lambda *args, n=number: calls.append(n))
+        company.gradients([Ask(lane.engine, 0, lane.examples[:4]) for lane in lanes])
+        # the first adapts every layer, and the second begins at layer 2: what is below that, it leaves to the third
+        assert [calls.count(n) for n in range(LAYERS)] == [2, 2, 3, 3]
+        company.leave(lanes[2].engine)
+        calls.clear()
+        company.gradients([Ask(lane.engine, 0, lane.examples[:4]) for lane in lanes[:2]])
+        assert [calls.count(n) for n in range(LAYERS)] == [2, 2, 2, 2]
+
+
+def test_where_memory_runs_out_fewer_are_computed_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    true, said = mixed.loss_sums, []
+    wanted = trained(torch.float64, [0, 1, 2, 3], 4, 4)
+
+    def scarce(model: Any, batch: Any, counts: Any) -> Tensor:
+        if len(counts) > 2:
+            raise torch.OutOfMemoryError("on purpose")
+        said.append(len(counts))
+        return true(model, batch, counts)
+
+    monkeypatch.setattr(mixed, "loss_sums", scarce)
+    found = trained(torch.float64, [0, 1, 2, 3], 4, 4)
+    assert set(said) == {2}
+    assert all(off(one, other) <= 1e-9 for one, other in zip(found, wanted, strict=True))
+
+
+def test_a_need_says_how_often_it_fits() -> None:
+    assert Need(tokens=100, kept=10**9, free=10**10, layers=4, repeat=0).times == 7
+    assert Need(tokens=100, kept=10**11, free=10**10, layers=4, repeat=4).times == 1

@@ -37,6 +37,7 @@ class Company:
     def __init__(self, model: torch.nn.Module, reporter: Reporter, *, together: int | None = None) -> None:
         self.model, self.reporter = model, reporter
         self.together = together or 1
+        self._asked = together is not None
         self._engines: list[Engine] = []
 
     @contextmanager
@@ -53,9 +54,24 @@ class Company:
             for engine, examples in zip(engines, seen, strict=True):
                 engine.settle_repeat(examples)
             self.repeat = max(engine.repeat or 0 for engine in engines)
+            if not self._asked and self.repeat == 0 and engines[0].device.type == "cuda":
+                self._put_together(engines, seen)
             with checkpointed(self.model, self.repeat):
                 self.join(engines)
                 yield
+
+    def _put_together(self, engines: Sequence[Engine], seen: Sequence[Sequence[Encoded]]) -> None:
+        """Compute the rows of as many lanes at once as there is memory for: one lane's seldom fill a GPU."""
+        needs = [engine.need(examples) for engine, examples in zip(engines, seen, strict=True)]
+        if any(need is None for need in needs):
+            return
+        most = max(needs, key=lambda need: need.kept)  # type: ignore[union-attr]
+        assert most is not None
+        self.together = most.times
+        self.reporter.note(
+            f"rows of {min(self.together, len(engines))} adapters are computed at once: each keeps up to "
+            f"{most.kept / 1e9:.1f} GB, and {most.free / 1e9:.1f} GB are free"
+        )
 
     def join(self, engines: Sequence[Engine]) -> None:
         """Let engines come."""

@@ -27,7 +27,7 @@ from scumble.models.checkpointing import checkpointed
 from scumble.models.lean import lean
 from scumble.models.packable import ways_of
 from scumble.progress import Reporter
-from scumble.train.room import measure_need
+from scumble.train.room import Need, measure_need
 from scumble.train.subject import Subject
 from scumble.train.trunks import Trunks
 
@@ -125,8 +125,7 @@ class Engine:
     def settle_repeat(self, examples: Sequence[Encoded]) -> None:
         """Decide how many layers are computed twice, where nobody said it."""
         if self.repeat is None:
-            with self.subject.using():
-                self.repeat = self._as_memory_asks(examples)
+            self.repeat = self._as_memory_asks(examples)
 
     def step(self, step: int, examples: Sequence[Encoded]) -> StepLoss:
         """Add the gradient of one optimizer step to the parameters.
@@ -212,16 +211,20 @@ class Engine:
 
     def _as_memory_asks(self, examples: Sequence[Encoded]) -> int:
         """As few layers computed twice as the memory allows."""
-        # as `groups_of` fills a group
-        need = measure_need(
-            self.subject, examples, self.batch * max(len(example.ids) for example in examples)
-        )
+        need = self.need(examples)
         if need is not None and need.repeat:
             self.reporter.note(
                 f"{need.repeat} of {need.layers} layers are computed twice: up to {need.tokens:,} tokens at once would keep "
                 f"{need.kept / 1e9:.1f} GB, and {need.free / 1e9:.1f} GB are free"
             )
         return need.repeat if need is not None else 0
+
+    def need(self, examples: Sequence[Encoded]) -> Need | None:
+        """What a micro-step keeps; None where the system does not tell what is free."""
+        # as `groups_of` fills a group
+        longest = max(len(example.ids) for example in examples)
+        with self.subject.using():
+            return measure_need(self.subject, examples, self.batch * longest)
 
     @property
     def shared(self) -> float:

@@ -33,6 +33,11 @@ class Need(NamedTuple):
     layers: int
     repeat: int
 
+    @property
+    def times(self) -> int:
+        """How many such micro-steps fit at once, without any layer computed twice; one at least."""
+        return max(1, int(_SHARE * self.free) // max(1, self.kept))
+
 
 def measure_need(subject: Subject, examples: Sequence[Encoded], tokens: int) -> Need | None:
     """What `tokens` at once keep; None where the system does not say what is free, or the layers are not found.
