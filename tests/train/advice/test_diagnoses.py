@@ -1,0 +1,111 @@
+"""Each diagnosis on figures made to a measure, and what keeps it from being made."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from scumble.train.advice.advise import advise
+from tests.train.advice.made import an_adapter, write_run
+
+DRAWN = np.random.default_rng(0)
+FALLING = 3.8 * np.exp(-np.arange(1, 201) / 12) + 0.2  # over soon
+SLOW = 4.0 / (1 + np.arange(1, 201) / 50)  # and not over
+
+
+def run(folder, losses, evals=None, **more):
+    noisy = np.asarray(losses) * (1 + 0.02 * DRAWN.normal(size=len(losses)))
+    every = {0: 4.0} | {step: float(losses[step - 1]) for step in range(20, len(losses) + 1, 20)}
+    return advise(write_run(folder, noisy.tolist(), every if evals is None else evals, **more))
+
+
+def test_over_and_low_is_fine(tmp_path):
+    found = run(tmp_path / "run", FALLING, adapter=an_adapter())
+    assert (found.verdict, found.findings[0].confidence) == ("fine", "high")
+    assert found.findings[0].command is None
+
+
+def test_not_over_goes_on(tmp_path):
+    found = run(tmp_path / "run", SLOW, epochs=2, adapter=an_adapter())
+    assert found.verdict == "still improving"
+    assert "--epochs 4" in found.findings[0].command
+
+
+def test_above_its_start_is_diverged(tmp_path):
+    assert run(tmp_path / "run", np.linspace(4, 6, 200)).verdict == "diverged"
+
+
+def test_one_that_somebody_stopped_is_not_diverged(tmp_path):
+    found = run(tmp_path / "run", FALLING, stopped="stopped by Ctrl-C")
+    assert found.verdict == "fine"
+    assert any("--resume" in each for each in found.missing)
+
+
+def test_rising_validation_is_overfitting_only_where_training_goes_on_falling(tmp_path):
+    evals = {0: 4.0, 40: 1.0, 80: 1.2, 120: 1.4, 160: 1.6, 200: 1.7}
+    training = np.r_[np.linspace(4, 1, 40), np.linspace(1, 0.01, 160)]
+    found = run(tmp_path / "overfit", training, evals, adapter=an_adapter())
+    assert found.verdict == "overfit"
+    assert found.findings[0].evidence["best_step"] == 40
+    assert "lower the rank" in found.findings[0].lesson
+    both = np.r_[np.linspace(4, 1, 40), np.linspace(1, 1.7, 160)]
+    assert run(tmp_path / "both", both, evals).verdict != "overfit"
+
+
+def test_one_evaluation_above_the_lowest_is_no_overfitting(tmp_path):
+    evals = {0: 4.0, 40: 1.0, 80: 0.5, 120: 0.3, 160: 0.2, 200: 0.3}
+    assert run(tmp_path / "run", FALLING, evals).verdict != "overfit"
+
+
+@pytest.mark.parametrize(
+    ("alike", "passes", "verdict"), [(True, 10, "rank"), (False, 10, "plateau"), (True, 1, "plateau")]
+)
+def test_rank_is_asked_for_where_it_is_used_and_the_data_were_seen_often(tmp_path, alike, passes, verdict):
+    stuck = 2.0 * np.exp(-np.arange(1, 201) / 12) + 2
+    found = run(
+        tmp_path / "run", stuck, examples=3200 // passes, epochs=passes, adapter=an_adapter(flat=alike)
+    )
+    assert found.verdict == verdict
+    assert "--rank 16" in found.findings[0].command
+
+
+def test_a_plateau_of_attention_alone_takes_the_mlp_in_first(tmp_path):
+    adapter = an_adapter()
+    adapter.factors = {"model.layers.0.self_attn.q_proj": next(iter(adapter.factors.values()))}
+    adapter.spec = type(adapter.spec)(rank=8, alpha=16, targets=("q_proj",))
+    found = run(tmp_path / "run", 2.0 * np.exp(-np.arange(1, 201) / 12) + 2, adapter=adapter)
+    assert "--targets all-linear" in found.findings[0].command
+
+
+def test_a_rank_of_which_little_is_used_is_said_beside(tmp_path):
+    found = run(tmp_path / "run", FALLING, rank=16, alpha=32, adapter=an_adapter(rank=16))
+    assert [each.topic for each in found.findings] == ["fine", "rank wasted"]
+    assert "--alpha 8 " in found.findings[1].command + " "
+
+
+def test_numbers_that_moved_one_way_ask_for_a_higher_rate_while_the_loss_falls(tmp_path):
+    # B of 0.5 after rates that sum to 1: P = 0.25 / (200 * 1e-4 / 3) = 37
+    still = np.linspace(4, 3, 200)
+    found = run(tmp_path / "cold", still, adapter=an_adapter(size=1.0, flat=False))
+    assert found.findings[0].evidence["persistence"] > 10
+    assert found.verdict == "rate too low"
+    assert run(tmp_path / "flat", np.full(200, 3.0), adapter=an_adapter(size=1.0)).verdict == "plateau"
+
+
+def test_a_that_outgrew_its_start_asks_for_a_lower_rate(tmp_path):
+    adapter = an_adapter()
+    for factors in adapter.factors.values():
+        factors.A.mul_(8)
+    assert run(tmp_path / "hot", FALLING + 1.5, adapter=adapter).verdict == "rate too high"
+    # where hardly anything is left it did no harm
+    assert run(tmp_path / "well", FALLING, adapter=adapter).verdict == "fine"
+
+
+def test_every_finding_has_all_its_parts(tmp_path):
+    document = run(tmp_path / "run", SLOW, adapter=an_adapter()).to_dict()
+    assert document["verdict"] == document["findings"][0]["topic"]
+    for finding in document["findings"]:
+        assert finding["confidence"] in ("high", "medium", "low")
+        assert finding["rule"]
+        assert finding["evidence"]
+        assert finding["command"].startswith("scumble train cron --out ")

@@ -1,0 +1,100 @@
+"""Advice of sweeps whose effects are known."""
+
+from __future__ import annotations
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+
+from scumble.errors import ConfigError
+from scumble.train.advice.advise import advise
+from scumble.train.advice.sweep import Member, effects_of, noise_of
+from tests.train.advice.made import write_sweep
+
+
+def grid(loss, ranks=(4, 8, 16), rates=(0.001, 0.01), seeds=(0, 1)):
+    found = []
+    for rank, rate, seed in itertools.product(ranks, rates, seeds):
+        settings = {"rank": rank, "alpha": 2.0 * rank, "learning_rate": rate, "seed": seed}
+        found.append((settings, loss(rank, rate, seed)))
+    return found
+
+
+def members(trials, tmp_path):
+    return [Member(tmp_path, settings, loss) for settings, loss in trials]
+
+
+def test_noise_is_the_pooled_deviation_between_seeds(tmp_path):
+    drawn = np.random.default_rng(0)
+    trials = grid(lambda rank, rate, seed: rank + 0.1 * float(drawn.normal()), seeds=range(50))
+    noise, freedom = noise_of(members(trials, tmp_path))
+    assert freedom == 6 * 49
+    groups = np.array([loss for _, loss in trials]).reshape(6, 50)
+    assert noise == pytest.approx(math.sqrt(groups.var(axis=1, ddof=1).mean()), rel=1e-9)
+
+
+def test_effects_are_those_that_were_put_in(tmp_path):
+    def loss(rank, rate, seed):
+        return 1 + {4: 0.3, 8: 0.1, 16: 0.0}[rank] + {0.001: 0.5, 0.01: 0.0}[rate] + 0.01 * seed
+
+    found = {each.option: each for each in effects_of(members(grid(loss), tmp_path), 0.007)}
+    assert found["learning_rate"].size == pytest.approx(0.5)
+    assert found["rank"].size == pytest.approx(0.3)
+    assert (found["rank"].blocks, found["learning_rate"].blocks) == (4, 6)
+    assert (found["rank"].best, found["learning_rate"].best) == (16, 0.01)
+    assert "alpha" not in found  # follows from the rank
+
+
+def test_a_block_that_lacks_a_value_is_not_compared(tmp_path):
+    trials = grid(lambda rank, rate, seed: rank / 10)
+    # the runs of one rate lack the lowest rank: taken in, they would pull the other ranks' means
+    kept = [each for each in trials if not (each[0]["rank"] == 4 and each[0]["learning_rate"] == 0.01)]
+    found = {each.option: each for each in effects_of(members(kept, tmp_path), None)}
+    assert found["rank"].blocks == 2
+    assert found["rank"].size == pytest.approx(1.2)
+
+
+def test_what_moved_most_comes_first_and_the_edge_is_passed(tmp_path):
+    def loss(rank, rate, seed):
+        return 1 + {4: 0.3, 8: 0.1, 16: 0.0}[rank] + {0.001: 0.5, 0.01: 0.0}[rate] + 0.01 * seed
+
+    found = advise(write_sweep(tmp_path / "sweep", grid(loss)))
+    first, second = found.findings[:2]
+    assert (found.kind, first.topic, first.confidence) == ("sweep", "option", "high")
+    assert "learning_rate moved the loss most: by 0.5" in first.finding
+    assert "--learning-rate 0.03" in first.command
+    assert (second.topic, second.confidence) == ("rank", "high")
+    assert "--rank 32 --alpha 64" in second.command
+
+
+def test_ranks_within_the_noise_are_wasted(tmp_path):
+    losses = iter([1.02, 0.98, 1.0, 1.01, 0.99, 1.0])
+    trials = grid(lambda rank, rate, seed: next(losses), rates=(0.01,))
+    found = advise(write_sweep(tmp_path / "sweep", trials))
+    rank = next(each for each in found.findings if each.topic.startswith("rank"))
+    assert rank.topic == "rank wasted"
+    assert "--rank 4 --alpha 8" in rank.command
+
+
+def test_without_seeds_confidence_is_low_and_that_is_said(tmp_path):
+    found = advise(write_sweep(tmp_path / "sweep", grid(lambda rank, rate, seed: rank / 10, seeds=(0,))))
+    assert found.findings[0].confidence == "low"
+    assert any("two seeds" in each for each in found.missing)
+
+
+def test_trials_that_ended_early_or_broke_are_not_compared(tmp_path):
+    trials = grid(lambda rank, rate, seed: rank / 10, seeds=(0,))
+    found = advise(write_sweep(tmp_path / "ended", trials, state="ended"))
+    assert found.findings == ()
+    broken = [(settings, None) for settings, _ in trials]
+    assert advise(write_sweep(tmp_path / "broken", broken)).findings == ()
+
+
+def test_a_damaged_sweep_is_named(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", grid(lambda rank, rate, seed: 1.0, seeds=(0,)))
+    for text in ("{", '{"trials": 3}'):
+        (folder / "sweep.json").write_text(text)
+        with pytest.raises(ConfigError, match=r"sweep\.json is damaged"):
+            advise(folder)
