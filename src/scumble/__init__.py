@@ -30,8 +30,10 @@ if TYPE_CHECKING:
     from scumble.models.base import Base, load_base
     from scumble.models.doctor import diagnose as doctor
     from scumble.plan.plan import Plan
+    from scumble.train.advice.advise import advise
     from scumble.train.result import Run
     from scumble.train.run import train
+    from scumble.train.sweep.sweep import Sweep, sweep
 
 __all__ = [
     "Adapter",
@@ -41,6 +43,8 @@ __all__ = [
     "Plan",
     "Run",
     "ScumbleError",
+    "Sweep",
+    "advise",
     "bench_blend",
     "bench_train",
     "blend",
@@ -56,6 +60,7 @@ __all__ = [
     "merge",
     "plan",
     "resize",
+    "sweep",
     "train",
     "unmerge",
 ]
@@ -68,6 +73,8 @@ _HOMES = {
     "Plan": ("scumble.plan.plan", "Plan"),
     "Run": ("scumble.train.result", "Run"),
     "ScumbleError": ("scumble.errors", "ScumbleError"),
+    "advise": ("scumble.train.advice.advise", "advise"),
+    "Sweep": ("scumble.train.sweep.sweep", "Sweep"),
     "bench_blend": ("scumble.lab.bench_blend", "bench_blend"),
     "bench_train": ("scumble.lab.bench_train", "bench_train"),
     "blend": ("scumble.manage.blend", "blend"),
@@ -82,6 +89,7 @@ _HOMES = {
     "merge": ("scumble.manage.merge", "merge"),
     "plan": ("scumble.lab.planning", "plan"),
     "resize": ("scumble.manage.resize", "resize"),
+    "sweep": ("scumble.train.sweep.sweep", "sweep"),
     "train": ("scumble.train.run", "train"),
     "unmerge": ("scumble.manage.unmerge", "unmerge"),
 }

@@ -12,6 +12,7 @@ from typing import Any, NoReturn
 import typer
 
 from scumble.cli import (
+    advise,
     bench,
     blend,
     chat,
@@ -26,6 +27,7 @@ from scumble.cli import (
     output,
     plan,
     resize,
+    sweep,
     train,
     unmerge,
 )
@@ -39,7 +41,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, plan, train, compare, inspect, merge, unmerge, blend, resize, chat, doctor):
+for command in (demo, plan, train, sweep, advise, compare, inspect, merge, unmerge, blend, resize, chat, doctor):
     app.command(command.NAME)(command.run)
 app.add_typer(data.app, name="data")
 app.add_typer(export.app, name="export")

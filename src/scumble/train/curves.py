@@ -105,7 +105,7 @@ def training_curves(
     if not len(losses) and not len(evals):
         return ""
     width, height, letters = SIZES[size]
-    with matplotlib.rc_context(_settings(letters)):
+    with matplotlib.rc_context(drawing_settings(letters)):
         # 72 to the inch makes a point, which SVG is written in, one unit of the viewBox
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         figure.patch.set_visible(False)
@@ -119,12 +119,12 @@ def training_curves(
         _draw_losses(axes[0], losses, evals, best_step)
         _draw_rates(axes[1], rates)
         _mark_epochs(axes, rows, span)
-        return _inline(
+        return inline_svg(
             figure, f"curves-{size}", "Training loss by step, evaluation loss, and the learning rate below"
         )
 
 
-def _settings(letters: float) -> Any:
+def drawing_settings(letters: float) -> Any:
     """matplotlib's own defaults and ours, whatever a matplotlibrc of the user says."""
     defaults = {name: value for name, value in matplotlib.rcParamsDefault.items() if "backend" not in name}
     return {**defaults, **SETTINGS, "font.size": letters}
@@ -208,8 +208,15 @@ def _plain(axes: Axes, span: tuple[float, float]) -> None:
     axes.yaxis.set_label_coords(-54 / axes.bbox.width, 0.5)
 
 
-def _inline(figure: Figure, name: str, label: str) -> str:
-    """The figure as an element of a page: ids of its own, no fixed size, no namespaces, CSS variables."""
+def inline_svg(figure: Figure, name: str, label: str, kind: str = "") -> str:
+    """The figure as an element of a page: ids of its own, no fixed size, no namespaces, CSS variables.
+
+    Args:
+        figure: drawn in the colours of `VARIABLES`, or in others that are readable on light and dark pages.
+        name: that its ids begin with; no other drawing of the page has it.
+        label: what it shows, in words.
+        kind: its CSS class; its name where it has no other.
+    """
     file = io.StringIO()
     bare = dict.fromkeys(("Date", "Creator", "Format", "Type"))
     FigureCanvasSVG(figure).print_svg(file, metadata=bare)  # type: ignore[no-untyped-call, unused-ignore]
@@ -220,7 +227,7 @@ def _inline(figure: Figure, name: str, label: str) -> str:
     text = re.sub(r"<!--.*?-->", "", text, flags=re.DOTALL)
     box = re.search(r'viewBox="([^"]+)"', text)
     assert box is not None  # matplotlib writes one on every figure
-    head = f'<svg class="{name}" viewBox="{box[1]}" role="img" aria-label="{label}">'
+    head = f'<svg class="{kind or name}" viewBox="{box[1]}" role="img" aria-label="{label}">'
     text = re.sub(r"<svg\b[^>]*>", head, text, count=1, flags=re.DOTALL)
     text = re.sub(r'\bid="([^"]+)"', rf'id="{name}-\1"', text)
     text = text.replace("url(#", f"url(#{name}-").replace('xlink:href="#', f'href="#{name}-')

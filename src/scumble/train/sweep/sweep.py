@@ -1,0 +1,251 @@
+"""`sweep`: from a data set and options with several values each to a folder that says which are best, and what they cost.
+
+Knows the order in which things happen; the parts are in the files beside it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from rich.table import Table
+
+from scumble.config import TrainOptions
+from scumble.errors import ConfigError
+from scumble.files import refuse_existing, write_text
+from scumble.models.base import Base
+from scumble.progress import Reporter
+from scumble.train.record import locked
+from scumble.train.sweep.asked import DRAWN, Asked
+from scumble.train.sweep.ground import SweepGround
+from scumble.train.sweep.halving import shares, steps_at
+from scumble.train.sweep.journal import BEST, Journal
+from scumble.train.sweep.lines import Line
+from scumble.train.sweep.live import LiveReporter
+from scumble.train.sweep.page import render_sweep
+from scumble.train.sweep.running import Running, late
+from scumble.train.sweep.space import Combination
+from scumble.train.sweep.table import result_table
+from scumble.train.sweep.table import said as why
+from scumble.train.sweep.tpe import Tpe
+from scumble.train.sweep.trials import SweepTrial, trials_of
+
+REPORT = "report.html"
+
+
+@dataclass(frozen=True)
+class Sweep:
+    """What came of a sweep.
+
+    Attributes:
+        out: its folder.
+        trials: each run, in the order of the plan.
+        lines: each setting over its seeds, in the order of the plan.
+        best: what `sweep.json` says of the best: `trial`, `settings`, `adapter`, `loss`, `metric`; None where no
+            setting came to its end.
+        metric: what `sweep.json` says of the metric; None where none is taken.
+        complete: there is nothing left to do.
+        report: the page.
+    """
+
+    out: Path
+    trials: list[SweepTrial]
+    lines: list[Line]
+    best: dict[str, Any] | None
+    metric: dict[str, Any] | None
+    complete: bool
+    report: Path
+    document: dict[str, Any]
+
+    @property
+    def adapter(self) -> Path | None:
+        """The folder of the best adapter."""
+        return self.out / BEST if self.best is not None else None
+
+    def table(self) -> Table:
+        """The settings, the best first."""
+        best = next(
+            (line.number for line in self.lines if self.best and self.best["trial"] in line.trials), None
+        )
+        return result_table(self.lines, list(self.document["space"]["axes"]), self.metric, best=best)
+
+    def words(self) -> list[str]:
+        """What is to be said below the table: who ended early and why, what is open, the best, and what can be done next."""
+        out = self.out
+        said = [f"{line.trials[0]}: {note}" for line in self.lines if (note := why(line))]
+        if not self.complete:
+            left = sum(not trial.over for trial in self.trials)
+            said.append(f"not finished: {left} of {len(self.trials)} trials; go on with --resume")
+        if self.best is not None:
+            said.append(f"best adapter: {self.adapter}, of {self.best['trial']}")
+        said.append(f"report: {self.report}")
+        if self.best is not None:
+            said.append(f"next: scumble compare {out / BEST} --data FILE    or    scumble chat {out / BEST}")
+        return said
+
+    def to_dict(self) -> dict[str, Any]:
+        """What `--json` prints: the content of `sweep.json`, and where things are."""
+        adapter = str(self.adapter) if self.adapter else None
+        return {"out": str(self.out), "adapter": adapter, "report": str(self.report), **self.document}
+
+
+def sweep(
+    data: Any,
+    *,
+    out: str | Path,
+    base: Base | str | None = None,
+    config: str | Path | None = None,
+    force: bool = False,
+    resume: bool = False,
+    quiet: bool = False,
+    **options: Any,
+) -> Sweep:
+    """Train many settings at once on one base, and say which is best.
+
+    Args:
+        data: as `scumble.train` takes it.
+        out: folder of the sweep.
+        base: as `scumble.train` takes it.
+        config: a YAML file with options; those given here win over it.
+        force: replace `out` where it exists.
+        resume: go on with the sweep in `out` under the options that it was begun with, or start it where there is none;
+            it comes to the same end as if it had never been cut off.
+        quiet: say nothing on stderr.
+        **options: the fields of `SweepOptions`, and those of `TrainOptions` with one value or a list of them each. A
+            number may be a range such as `"1e-4..1e-2"` to draw from; `alpha` may be a multiple of the rank: `"2r"`.
+
+    Returns:
+        The sweep; `sweep.adapter` is the best adapter.
+
+    Raises:
+        ScumbleError: with one line on what is wrong, where, and what to do.
+        TrainingError: somebody stopped it; what there is can be gone on with.
+    """
+    asked = Asked.of(options, config, None if isinstance(base, Base) else base)
+    if resume and force:
+        raise ConfigError("--resume and --force are both given", "go on with the sweep, or start over")
+    folder = Path(out).expanduser()
+    journal = Journal.opened(folder) if resume and os.path.lexists(folder) else None
+    reporter = LiveReporter(quiet=quiet)
+    deadline = late(asked.options.budget)
+    if journal is not None:
+        asked.check_same(journal.asked, folder)
+        if journal.complete:
+            reporter.note(f"the sweep in {folder} is finished")
+            return _result(journal)
+    else:
+        fixed = asked.space.fixed
+        reads = (data, config, *(fixed.get(name) for name in ("eval", "base", "template", "from_")))
+        refuse_existing(folder, force=force, inputs=reads)
+    asked = journal.asked if journal else asked
+    tpe = Tpe(asked.space, asked.options.trials or DRAWN) if asked.options.search == "tpe" else None
+    ground = SweepGround.of(data, asked, base if isinstance(base, Base) else None, reporter)
+    if journal is None:
+        journal = Journal.begun(folder, asked, ground.facts(), _planned(asked, ground), force=force)
+    lock = locked(folder)
+    try:
+        return _run(data, journal, ground, reporter, deadline, tpe)
+    finally:
+        if lock is not None:
+            os.close(lock)
+
+
+def _run(
+    data: Any,
+    journal: Journal,
+    ground: SweepGround,
+    reporter: LiveReporter,
+    deadline: float | None,
+    tpe: Tpe | None,
+) -> Sweep:
+    journal.check_ground(ground.facts())
+    journal.clear()
+    _announce(journal, reporter)
+    with reporter.showing(journal):
+        Running(data, journal, ground, reporter, deadline=deadline, tpe=tpe).run()
+    journal.link_best()
+    write_text(journal.folder / REPORT, render_sweep(journal))
+    if not journal.complete:
+        over = sum(trial.over for trial in journal.trials)
+        reporter.note(
+            f"the budget is spent: {over} of {len(journal.trials)} trials are over; go on with --resume"
+        )
+    return _result(journal)
+
+
+def _planned(asked: Asked, ground: SweepGround) -> list[SweepTrial]:
+    """The trials of all settings that are known beforehand; all can be trained."""
+    combinations = _combinations(asked)
+    if asked.options.search == "tpe":
+        ends = [{name: values[at] for name, values in _ends(asked).items()} for at in (0, -1)]
+        ground.settled(ends, asked)  # what cannot be trained is better said before the first step
+        return []
+    trials = trials_of(combinations, asked.space, ground.settled(combinations, asked))
+    if asked.options.halving:
+        at = shares(len(combinations), asked.options.eta)
+        for trial in trials:
+            steps_at(trial.of, at, trial.name)
+    return trials
+
+
+def _combinations(asked: Asked) -> Sequence[Combination]:
+    if asked.options.search == "grid":
+        return list(asked.space.grid())
+    return asked.space.random(asked.options.trials or DRAWN) if asked.options.search == "random" else []
+
+
+def _ends(asked: Asked) -> dict[str, Any]:
+    """The first and the last value of each axis."""
+    return {
+        name: values if isinstance(values, tuple) else _whole(name, values.low, values.high)
+        for name, values in asked.space.axes.items()
+    }
+
+
+def _whole(name: str, *values: float) -> tuple[float, ...]:
+    whole = "int" in str(TrainOptions.model_fields[name].annotation)
+    return tuple(int(value) if whole else value for value in values)
+
+
+def _announce(journal: Journal, reporter: Reporter) -> None:
+    """Say what will be trained."""
+    ground, space, trials = journal.ground, journal.asked.space, journal.trials
+    lines = len({trial.line for trial in trials})
+    seeds = f", each with {len(space.seeds)} seeds" if len(space.seeds) > 1 else ""
+    many = f"{lines} settings{seeds}" if trials else f"settings drawn by tpe{seeds}"
+    axes = "; ".join(
+        f"{name.replace('_', ' ')} {', '.join(map(str, axis)) if isinstance(axis, tuple) else axis}"
+        for name, axis in space.axes.items()
+    )
+    reporter.note(
+        f"base {ground['base']['name']}, data {ground['data']['source']}; {many}{axes and ': '}{axes}"
+    )
+    ranks = {trial.options.get("rank") for trial in trials}
+    if len(ranks) > 1 and "alpha" not in space.axes and "alpha" not in space.fixed:
+        reporter.note(
+            "alpha is 16 for every rank, so that a larger rank is scaled by less; --alpha 2r is twice the rank"
+        )
+    if metric := ground["metric"]:
+        decides = ", and decides" if metric["decides"] else ""
+        reporter.note(
+            f"{metric['name']} is taken over {metric['examples']} {metric['part']} examples{decides}"
+        )
+    if done := sum(trial.over for trial in trials):
+        reporter.note(f"the sweep in {journal.folder} goes on: {done} of {len(trials)} trials are over")
+
+
+def _result(journal: Journal) -> Sweep:
+    document = journal.to_dict()
+    return Sweep(
+        out=journal.folder,
+        trials=journal.trials,
+        lines=journal.lines(),
+        best=document["best"],
+        metric=journal.ground["metric"],
+        complete=journal.complete,
+        report=journal.folder / REPORT,
+        document=document,
+    )
