@@ -1,11 +1,13 @@
 """Eight adapters at once against the same eight one after the other, and against PEFT with the Trainer one after the other.
 
     python bench/sweep.py [--steps 12] [--batch 16] [--rounds 1] [--layers all|upper] [--without-peft] [--base BASE]
+    python bench/sweep.py --memory
 
 Each side is what its user would start: ours at once is one process that trains eight adapters, ours alone is eight
 processes of one, PEFT's is eight processes of a script. The seconds are those of the processes from start to end, so
 that loading counts; nobody evaluates. Sides take turns within a round. Peak memory is the highest resident size of a
-process beyond what it had with the model loaded. Ratios are those of one run on one machine.
+process beyond what it had with the model loaded. Ratios are those of one run on one machine. With `--memory` nothing is
+timed: every allocation of PyTorch is counted in a second round of the eight, and of the largest alone, beside the plan.
 """
 
 from __future__ import annotations
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tempfile
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -55,6 +58,9 @@ def main() -> None:
     if options.worker:
         print(json.dumps(WORKERS[options.worker](options)))
         return
+    if options.memory:
+        memory(options)
+        return
     sides = ["together", "alone"] + ([] if options.without_peft else ["peft"])
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(options.rounds):
@@ -76,6 +82,38 @@ def main() -> None:
         print(f"time of ours at once over {NAMES[side]}: {best['together'] / best[side]:.2f}")
     peaks = {side: min(each["peak"] for each in rounds) for side, rounds in found.items()}
     print(f"memory of training, at once over alone: {peaks['together'] / peaks['alone']:.2f}")
+
+
+def memory(options: argparse.Namespace) -> None:
+    """The peak of eight at once and of the largest alone, counted and planned."""
+    from scumble import load_base
+    from scumble.lab.planned import measure_at_once, random_examples
+    from scumble.plan.memory import Memories
+    from scumble.plan.setup import Setup
+    from scumble.plan.shape import find_shape
+
+    base, shape = load_base(options.base, dtype="fp32", device="cpu"), find_shape(options.base)
+    tokens = 64 * options.batch
+    one = Setup(
+        dtype="fp32", tokens=tokens, longest=64, batch=options.batch, losses=tokens // 4, device="cpu"
+    )
+    setups = [
+        replace(one, rank=each["rank"], alpha=each["alpha"], targets=each["targets"])
+        for each in settings(options)
+    ]
+    examples, plans = random_examples(one, shape.vocabulary), Memories(shape)
+    alone = measure_at_once(base, shape, setups[-1:], examples)
+    eight = measure_at_once(base, shape, setups, examples)
+    own = sum(3 * plans(each).largest["adapter"] for each in setups)
+    for title, found in (("one alone", alone), ("eight at once", eight)):
+        print(
+            f"{title}: peak {found.peak / 1e6:,.1f} MB, planned {found.planned / 1e6:,.1f} MB, "
+            f"{found.error:+.1%} of the peak less the weights ({found.weights / 1e6:,.1f} MB)"
+        )
+    print(f"the adapters' own numbers and moments: {own / 1e6:,.1f} MB")
+    print(f"eight at once over one alone, less the adapters' own: {(eight.peak - own) / alone.peak:.2f}")
+    less = (eight.peak - eight.weights - own) / (alone.peak - alone.weights)
+    print(f"the same less the weights: {less:.2f}")
 
 
 def run(side: str, number: int | None, options: argparse.Namespace) -> dict[str, Any]:
@@ -224,6 +262,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--layers", choices=["all", "upper"], default="all")
     parser.add_argument("--without-peft", action="store_true")
+    parser.add_argument("--memory", action="store_true")
     parser.add_argument("--base", default=None)
     parser.add_argument("--worker", choices=list(WORKERS), help=argparse.SUPPRESS)
     parser.add_argument("--number", type=int, default=0, help=argparse.SUPPRESS)

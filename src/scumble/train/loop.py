@@ -56,6 +56,7 @@ class Trainer:
         self._waiting, self.reporter, self._resident = iter(lanes), reporter, resident
         self._over, self._total, self._together, self._deadline = over, total, together, deadline
         self.live: list[Lane] = []
+        self._company: Company | None = None
         self.interrupted = False
 
     def run(self) -> None:
@@ -65,19 +66,20 @@ class Trainer:
         """
         with heeded(self.reporter.note) as self.stop:
             try:
-                self._fill()
-                if self.live:
+                if self._fill():
                     self._train()
             except KeyboardInterrupt:
                 self.interrupted = True
                 self._break_off(self.live, None)
-            finally:
-                for lane in self.live:
-                    lane.subject.mark(None)
+
+    @property
+    def company(self) -> Company:
+        """The lanes' engines; there is one once a lane has begun."""
+        assert self._company is not None
+        return self._company
 
     def _train(self) -> None:
         start_peak(self.live[0].device)
-        self.company = Company(self.live[0].subject.model, self.reporter, together=self._together)
         total = self._total or sum(lane.settings.steps for lane in self.live)
         engines, seen = [lane.engine for lane in self.live], self._seen()
         with self.company.running(engines, seen), self.reporter.bar("training", total):
@@ -98,6 +100,8 @@ class Trainer:
             if lane is None:
                 break
             lane.open()
+            if self._company is None:
+                self._company = Company(lane.subject.model, self.reporter, together=self._together)
             self.live.append(lane)
             begun.append(lane)
         return begun
@@ -112,8 +116,9 @@ class Trainer:
         for lane in [lane for lane in self.live if lane.over()]:
             self._leave(lane)
         begun = self._fill()
-        self.company.join([lane.engine for lane in begun])
-        self._evaluate(begun)
+        if begun:
+            self.company.join([lane.engine for lane in begun])
+            self._evaluate(begun)
         steppers, many = [lane for lane in self.live if not lane.over()], self.company.together
         for first in range(0, len(steppers), many):
             self.stop.heed()
@@ -183,6 +188,5 @@ class Trainer:
         lane.subject.mark(None)
         lane.outcome.peak_bytes = max(lane.outcome.peak_bytes, peak_bytes(lane.device))
         self.live.remove(lane)
-        if hasattr(self, "company"):
-            self.company.leave(lane.engine)
+        self.company.leave(lane.engine)
         self._over(lane)
