@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+
 import numpy as np
 import pytest
 
@@ -109,3 +111,22 @@ def test_every_finding_has_all_its_parts(tmp_path):
         assert finding["rule"]
         assert finding["evidence"]
         assert finding["command"].startswith("scumble train cron --out ")
+
+
+def test_a_run_of_all_weights_is_not_told_to_shape_an_adapter(tmp_path):
+    stuck = 2.0 * np.exp(-np.arange(1, 201) / 12) + 2
+    for name, losses, evals in (
+        ("plateau", stuck, None),
+        ("overfit", FALLING, {0: 4.0, 40: 1.0, 80: 1.2, 120: 1.4, 160: 1.6, 200: 1.7}),
+    ):
+        folder = write_run(
+            tmp_path / name, losses.tolist(), evals or {0: 4.0, 100: 2.0, 200: 2.0}, method="full"
+        )
+        facts = json.loads((folder / "run.json").read_text())
+        del facts["adapter"]
+        (folder / "run.json").write_text(json.dumps(facts))
+        found = advise(folder)
+        assert found.verdict == name
+        assert not {"rank", "targets", "dropout"} & set(
+            found.findings[0].next.changed if found.findings[0].next else ()
+        )

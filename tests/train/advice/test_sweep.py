@@ -98,3 +98,10 @@ def test_a_damaged_sweep_is_named(tmp_path):
         (folder / "sweep.json").write_text(text)
         with pytest.raises(ConfigError, match=r"sweep\.json is damaged"):
             advise(folder)
+
+
+def test_an_alpha_that_the_sweep_held_stays(tmp_path):
+    trials = [({"rank": r, "alpha": 16.0, "seed": s}, 1 / r + 0.001 * s) for r in (4, 8) for s in (0, 1)]
+    found = advise(write_sweep(tmp_path / "sweep", trials))
+    assert found.findings[0].next.options["rank"] == 16
+    assert "alpha" not in found.findings[0].next.changed

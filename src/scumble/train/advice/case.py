@@ -47,6 +47,11 @@ class Case:
         return len(self.curve.steps)
 
     @property
+    def whole(self) -> bool:
+        """Whether all weights were trained, and there is no adapter to shape."""
+        return "adapter" not in self.reading.facts
+
+    @property
     def rate(self) -> float:
         """The highest learning rate of the run."""
         return float(self.reading.training["learning_rate"])

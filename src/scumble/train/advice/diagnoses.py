@@ -22,7 +22,7 @@ from collections.abc import Callable
 from typing import Any
 
 from scumble.train.advice.case import Case
-from scumble.train.advice.command import longer, next_run
+from scumble.train.advice.command import NextRun, longer, next_run
 from scumble.train.advice.finding import Confidence, Finding
 
 FEW_STEPS = 10  # below which nothing is said of a curve
@@ -30,6 +30,7 @@ ABOVE_START = 1.2
 GROWTH, SETBACK, LEFT = 4.0, 0.3, 0.1
 PERSISTENCE, FAR = 10.0, 20.0  # beyond `FAR` the rate is a decade off, else half a decade
 RISEN, FALLEN, AFTER = 0.1, 0.9, 2
+DROPOUT, BEYOND_BEST = 0.3, 1.5  # of a run that overfitted: what is tried next
 PASSES, SLOWING = 5.0, 0.25
 GAIN, LITTLE = 0.05, 0.02
 FLAT = 0.25
@@ -89,7 +90,6 @@ def _overfit(case: Case) -> Finding | None:
     if rise.after < AFTER or rise.share < RISEN or rise.trained > FALLEN:
         return None
     sure: Confidence = "high" if rise.chance < CHANCE else "medium"
-    share = max(rise.best / case.steps, 1 / case.steps)
     return Finding(
         "overfit",
         f"it overfits: the validation loss was lowest after step {rise.best:,} ({rise.lowest:.3g}) and ended at "
@@ -106,8 +106,19 @@ def _overfit(case: Case) -> Finding | None:
         },
         sure,
         f"high where the evaluations since the lowest rise with p < {CHANCE:g} (Mann-Kendall), else medium",
-        longer(case.reading, share),
+        _held_back(case, rise.best),
     )
+
+
+def _held_back(case: Case, best: int) -> NextRun:
+    """A run that ends soon after the best step, its rate at zero by then, and with more dropout.
+
+    Tried on family `letters` with 32 examples: dropout 0.3 and 1.4 times the best step's passes lowered the best validation
+    loss in 5 of 5 seeds, fewer passes alone in 4 of 5, a lower rank with fewer passes in none.
+    """
+    dropout = max(DROPOUT, float(case.reading.options.get("dropout") or 0.0))
+    share = min(1.0, BEYOND_BEST * best / int(case.reading.training["steps"]))
+    return longer(case.reading, share, **({} if case.whole else {"dropout": dropout}))
 
 
 def _too_low(case: Case) -> Finding | None:
@@ -137,8 +148,6 @@ def _rank(case: Case) -> Finding | None:
     if curve.left < LEFT or curve.gain() > SLOWING or not movement.full:
         return None
     rank = movement.rank * (4 if movement.rank <= 2 else 2)
-    options = case.reading.options
-    ratio = float(options["alpha"]) / int(options["rank"])
     shown = _level(case) | _used(case)
     return Finding(
         "rank",
@@ -147,7 +156,7 @@ def _rank(case: Case) -> Finding | None:
         {**shown, "passes": case.reading.passes, "persistence": case.persistence, "growth": case.growth},
         "medium" if len(curve.trained_evals) >= 4 else "low",
         "medium with four evaluations or more, else low; high only where a sweep measured it",
-        next_run(case.reading, rank=rank, alpha=ratio * rank),
+        next_run(case.reading, **_of_rank(case, rank)),
     )
 
 
@@ -177,23 +186,24 @@ def _improving(case: Case) -> Finding | None:
 
 
 def _plateau(case: Case) -> Finding | None:
-    curve, movement = case.curve, case.movement
+    curve = case.curve
     if case.steps < FEW_STEPS or not len(curve.trained_evals) or curve.left < FLAT:
         return None
-    narrow = movement is not None and set(movement.kinds) <= _ATTENTION
-    options = case.reading.options
-    ratio = float(options["alpha"]) / int(options["rank"])
-    rank = 2 * int(options["rank"])
-    change: dict[str, Any] = {"targets": "all-linear"} if narrow else {"rank": rank, "alpha": ratio * rank}
-    first = "all linear layers first" if narrow else "more rank, though the spectrum does not ask for it"
     return Finding(
         "plateau",
-        f"it has come to a plateau with {curve.left:.0%} of the loss left: {first}",
+        f"it has come to a plateau with {curve.left:.0%} of the loss left, and one run cannot say why",
         {"gain": curve.gain(), **_level(case), **_used(case)},
         "low",
         "low: one run cannot tell too little room from data that hold no more",
-        next_run(case.reading, **change),
+        None if case.whole else next_run(case.reading, **_more_room(case)),
     )
+
+
+def _more_room(case: Case) -> dict[str, Any]:
+    """All linear layers where only attention is trained, else more rank at the same alpha over rank."""
+    if case.movement is not None and set(case.movement.kinds) <= _ATTENTION:
+        return {"targets": "all-linear"}
+    return _of_rank(case, 2 * int(case.reading.options["rank"]))
 
 
 def _fine(case: Case) -> Finding | None:
@@ -221,15 +231,13 @@ def _wasted(case: Case) -> Finding | None:
     movement = case.movement
     if movement is None or movement.rank < 4 or 2 * movement.needed > movement.rank or movement.needed < 1:
         return None
-    options = case.reading.options
-    ratio = float(options["alpha"]) / int(options["rank"])
     return Finding(
         "rank wasted",
         f"rank {movement.needed} holds 99 % of every module's update; rank {movement.rank} was trained",
         _used(case),
         "medium",
         "medium: the same update would fit, but whether training would find it is not measured",
-        next_run(case.reading, rank=movement.needed, alpha=ratio * movement.needed),
+        next_run(case.reading, **_of_rank(case, movement.needed)),
     )
 
 
@@ -261,6 +269,11 @@ def _used(case: Case) -> dict[str, Any]:
         "modules": movement.modules,
         "rank_for_99_percent": movement.needed,
     }
+
+
+def _of_rank(case: Case, rank: int) -> dict[str, Any]:
+    options = case.reading.options
+    return {"rank": rank, "alpha": float(options["alpha"]) / int(options["rank"]) * rank}
 
 
 def _rounded(rate: float) -> float:

@@ -104,11 +104,11 @@ def advise_sweep(folder: Path) -> tuple[list[Finding], list[str], str]:
     missing = (
         [] if noise is not None else ["two seeds of one setting: --seed 0 --seed 1 tells effects from chance"]
     )
-    best = min(members, key=lambda member: member.loss)
-    reading = read_run(best.folder)
+    reading = read_run(min(members, key=lambda member: member.loss).folder)
+    held = len({member.settings.get("alpha") for member in members}) == 1  # alpha, whatever the rank
     effects = sorted(effects_of(members, noise), key=lambda each: each.size, reverse=True)
-    found = [_largest(effects, noise, freedom, reading)] if effects else []
-    found += [rank for each in effects if each.option == "rank" and (rank := _rank(each, reading))]
+    found = [_largest(effects, noise, freedom, reading, held)] if effects else []
+    found += [rank for each in effects if each.option == "rank" and (rank := _rank(each, reading, held))]
     own = diagnose(Case.of(reading))
     return [*found, *own], missing, about
 
@@ -178,7 +178,9 @@ def _plain(value: Any) -> Any:
     return value if isinstance(value, int | float | str) else json.dumps(value, default=str)
 
 
-def _largest(effects: Sequence[Effect], noise: float | None, freedom: int, reading: Reading) -> Finding:
+def _largest(
+    effects: Sequence[Effect], noise: float | None, freedom: int, reading: Reading, held: bool
+) -> Finding:
     """The option that moved the loss most, and where to look next."""
     first = effects[0]
     against = "" if noise is None else f", {first.size / (noise or 1e-12):.1f} times the noise between seeds"
@@ -191,11 +193,11 @@ def _largest(effects: Sequence[Effect], noise: float | None, freedom: int, readi
         evidence,
         sure,
         f"high from {SURE:g} errors on, with three degrees of freedom or more, medium from {LIKELY:g}, else low",
-        _beyond(first, reading),
+        _beyond(first, reading, held),
     )
 
 
-def _beyond(effect: Effect, reading: Reading) -> NextRun | None:
+def _beyond(effect: Effect, reading: Reading, held: bool) -> NextRun | None:
     """The best trial with the option beyond the edge of what was tried; None where the best is not at an edge."""
     values = list(effect.means)
     if effect.option not in _NUMERIC or effect.best not in (values[0], values[-1]):
@@ -203,17 +205,17 @@ def _beyond(effect: Effect, reading: Reading) -> NextRun | None:
     up = effect.best == values[-1]
     if effect.option == "rank":
         rank = int(effect.best) * 2 if up else max(1, int(effect.best) // 2)
-        return None if rank == effect.best else next_run(reading, **_with_rank(reading, rank))
+        return None if rank == effect.best else next_run(reading, **_with_rank(reading, rank, held))
     return next_run(reading, learning_rate=float(f"{float(effect.best) * (3 if up else 1 / 3):.2g}"))
 
 
-def _rank(effect: Effect, reading: Reading) -> Finding | None:
+def _rank(effect: Effect, reading: Reading, held: bool) -> Finding | None:
     """What rank is worth, measured between trials that differ in it alone."""
     values = list(effect.means)
     lowest, highest = values[0], values[-1]
     won = effect.means[lowest] - effect.means[effect.best]
     if effect.error is not None and won < LIKELY * effect.error and effect.best != lowest:
-        saves = next_run(reading, **_with_rank(reading, int(lowest)))
+        saves = next_run(reading, **_with_rank(reading, int(lowest), held))
         return Finding(
             "rank wasted",
             f"rank {effect.best} is no better than rank {lowest}: {won:.3g}, within {LIKELY:g} errors",
@@ -232,11 +234,15 @@ def _rank(effect: Effect, reading: Reading) -> Finding | None:
         effect.evidence(),
         effect.confidence,
         f"measured: high from {SURE:g} errors on, medium from {LIKELY:g}, low without two seeds",
-        _beyond(effect, reading),
+        _beyond(effect, reading, held),
     )
 
 
-def _with_rank(reading: Reading, rank: int) -> dict[str, Any]:
-    """Options of another rank at the same alpha over rank."""
+def _with_rank(reading: Reading, rank: int, held: bool) -> dict[str, Any]:
+    """Options of another rank: at the same alpha where the sweep held that, else at the same alpha over rank."""
     options = reading.options
-    return {"rank": rank, "alpha": float(options["alpha"]) / int(options["rank"]) * rank}
+    return (
+        {"rank": rank}
+        if held
+        else {"rank": rank, "alpha": float(options["alpha"]) / int(options["rank"]) * rank}
+    )
