@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from scumble.lab.lesson.plan import FULL, Configuration, Scope, unique
+from scumble.lora.targets import TARGET_SETS
 
 MARGIN = (
     0.05  # of right answers: a difference that nobody would choose by, decided before anything was measured
@@ -52,6 +53,7 @@ class Claim:
         comparisons: all of them must speak for it.
         quick: it is tested in the quick form too.
         elsewhere: what others found.
+        also: ways to train that are shown beside, and decide nothing; not in the quick form.
     """
 
     name: str
@@ -59,6 +61,7 @@ class Claim:
     comparisons: tuple[Comparison, ...]
     quick: bool = True
     elsewhere: str = ""
+    also: tuple[Configuration, ...] = ()
 
     @property
     def needs(self) -> list[Configuration]:
@@ -130,9 +133,10 @@ def _of_alpha() -> list[Claim]:
             "the ratio matters",
             "The ratio alpha / r matters more than the values.",
             (
-                Comparison("at alpha / r = 2, r = 4 and r = 64 are alike within 5 points", versus(low, high), "alike", margin=MARGIN),
-                Comparison("at r = 64, alpha = 16 (a quarter of r) is not the same as alpha = 128", versus(high, other), "differs"),
+                Comparison("at alpha / r = 2, r = 4 and 64 are alike within 5 points", versus(low, high), "alike", margin=MARGIN),
+                Comparison("at r = 64, alpha = 16 differs from alpha = 128", versus(high, other), "differs"),
             ),
+            also=(Configuration(4, 16.0),),
             elsewhere="Learning rate and ratio trade off: with the rate chosen for each, little may be left of either.",
         )
     ]  # fmt: skip
@@ -174,6 +178,7 @@ def _of_overfitting() -> list[Claim]:
                 Comparison("validation loss of r = 64 less that of r = 4, few examples seen often", versus(few(64), few(4)), measure="loss"),
                 Comparison("gap between validation and training loss, r = 64 less r = 4", versus(few(64), few(4)), measure="gap"),
             ),
+            also=(few(16),),
             elsewhere="Weak evidence: data, epochs and regularisation matter more.",
         )
     ]  # fmt: skip
@@ -204,5 +209,11 @@ def _of_full() -> list[Claim]:
 
 def configurations(scope: Scope) -> list[Configuration]:
     """All ways to train that the claims need, each once; those that take longest last."""
-    ways = unique([way for claim in claims(scope) for way in claim.needs])
-    return sorted(ways, key=lambda way: way.method == "full")
+    tested = claims(scope)
+    shown = [way for claim in tested for way in claim.also if not scope.quick]
+    ways = unique([*(way for claim in tested for way in claim.needs), *shown])
+    return sorted(ways, key=_place)
+
+
+def _place(way: Configuration) -> tuple[object, ...]:
+    return way.method == "full", way.data == "few", list(TARGET_SETS).index(way.targets), way.rank, way.alpha

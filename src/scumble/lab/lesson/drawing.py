@@ -17,7 +17,7 @@ from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_svg import FigureCanvasSVG
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, NullLocator, PercentFormatter
+from matplotlib.ticker import FuncFormatter, MultipleLocator, NullFormatter, NullLocator, PercentFormatter
 
 # matplotlib knows no CSS: what is drawn in these colours gets the variable when the SVG is written
 INK, GRID, OURS, OTHER, RIGHT, WRONG = "#010101", "#020202", "#030303", "#040404", "#050505", "#060606"
@@ -180,6 +180,12 @@ def _error(axes: Axes, x: float, point: Mapping[str, Any], colour: str, *, acros
         axes.plot([x], [mean], "o", color=colour, markersize=7)
 
 
+def _top(points: Points) -> float:
+    """The end of an axis of shares that begins at 0."""
+    highest = max((each["high"] or each["mean"] for each in points), default=0.0)
+    return min(1.02, max(0.05, 1.08 * highest))
+
+
 def ways(points: Points) -> Drawing:
     """Right answers of every way to train."""
 
@@ -191,6 +197,7 @@ def ways(points: Points) -> Drawing:
         axes.grid(axis="y", visible=False)
         axes.grid(axis="x", color=GRID, alpha=0.35, linewidth=0.7)
         _percent(axes.xaxis)
+        axes.set_xlim(0, _top(points))
         axes.set_xlabel("right answers on unseen examples, 95 % interval; bars: seeds", color=INK)
 
     return Drawing(
@@ -215,6 +222,7 @@ def rank(fixed_ratio: Points, fixed_alpha: Points) -> Drawing:
         for each in (right, rates):
             _ranks(each, everything, "rank")
         _percent(right.yaxis)
+        right.set_ylim(0, _top([*fixed_ratio, *fixed_alpha]))
         rates.set_yscale("log")
         tried = sorted({rate for point in (*fixed_ratio, *fixed_alpha) for rate in point["tried"]})
         rates.set_yticks(tried, [f"{rate:g}" for rate in tried])
@@ -262,9 +270,11 @@ def spectrum(found: Mapping[str, Any]) -> Drawing:
     styles = ["-", "--", ":", "-."]
 
     def draw(values: Axes, held: Axes) -> None:
-        for place, (name, kind) in enumerate(kinds.items()):
+        seen = {True: 0, False: 0}
+        for name, kind in kinds.items():
             attention = name[0] in "qkvo"
-            colour, style = (OURS if attention else OTHER), styles[place % len(styles)]
+            colour, style = (OURS if attention else OTHER), styles[seen[attention] % len(styles)]
+            seen[attention] += 1
             label = name.removesuffix("_proj")
             values.plot(
                 range(1, len(kind["values"]) + 1), kind["values"], color=colour, linestyle=style, label=label
@@ -305,6 +315,7 @@ def memory(tables: Mapping[str, Points], said: tuple[float, float]) -> Drawing:
         axes.set_xticks(range(len(names)), [f"+ {name}" for name in names])
         axes.axhline(0, color=GRID, linewidth=0.8)
         _percent(axes.yaxis)
+        axes.yaxis.set_major_locator(MultipleLocator(0.05))
         axes.set_ylabel("more memory at the peak", color=INK)
         axes.legend(frameon=False, labelcolor=INK, fontsize=11, loc="center right")
 
@@ -327,18 +338,16 @@ def evidence(claims: Sequence[Mapping[str, Any]]) -> Drawing:
             axes.plot([point["low"], point["high"]], [place, place], color=colour, linewidth=2.4)
             axes.plot([point["mean"]], [place], "o", color=colour, markersize=7)
         axes.axvline(0, color=INK, linewidth=1)
-        axes.set_yticks(range(len(rows)), [_wrapped(claim["name"]) for claim, _ in rows])
+        axes.set_yticks(range(len(rows)), [_cut(each["title"]) for _, each in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
         axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}"))
-        axes.set_xlabel(
-            "against the claim          points of right answers          for the claim", color=INK
-        )
+        axes.set_xlabel("points of right answers; right of zero speaks for the claim", color=INK)
 
     return Drawing(
-        "evidence", "Evidence for each claim with its interval", 96 + 32 * max(1, len(rows)), draw, left=270
+        "evidence", "Evidence for each claim with its interval", 96 + 32 * max(1, len(rows)), draw, left=440
     )
 
 
-def _wrapped(text: str, width: int = 38) -> str:
-    return text if len(text) <= width else text[: width - 1] + "…"
+def _cut(text: str, most: int = 62) -> str:
+    return text if len(text) <= most else text[: most - 1] + "…"

@@ -178,7 +178,12 @@ def _asked(quick: bool, options: LabOptions) -> dict[str, Any]:
     """What decides the result."""
     scope = QUICK if quick else WHOLE
     scope = replace(scope, steps=options.steps or scope.steps, scored=options.score or scope.scored)
-    scope = replace(scope, few=min(scope.few, scope.examples), sampled=min(scope.sampled, scope.scored))
+    scope = replace(
+        scope,
+        few=min(scope.few, scope.examples),
+        sampled=min(scope.sampled, scope.scored),
+        validated=min(scope.validated, scope.scored),
+    )
     given = {"steps": options.steps, "examples scored": options.score}
     return {
         **scope.to_dict(),

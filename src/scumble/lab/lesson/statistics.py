@@ -81,13 +81,11 @@ def _variance(table: Table) -> tuple[float, float]:
         (seeds * float(by_example.var(ddof=1)), examples - 1, 1),
         (float((rest**2).sum()) / ((seeds - 1) * (examples - 1)), (seeds - 1) * (examples - 1), -1),
     ]
-    # where the sum comes out below its largest part, that part is the safer one: no variance is negative
-    total = sum(sign * square for square, _, sign in squares)
-    largest = max(squares[:2])
-    if total < largest[0]:
-        return largest[0] / table.size, largest[1]
+    # no component is negative: the sum is at least each of the first two, and as free as the less free of them
+    total = max(sum(sign * square for square, _, sign in squares), squares[0][0], squares[1][0])
     spread = sum(square**2 / freedom for square, freedom, _ in squares)
-    return total / table.size, total**2 / spread if spread else float(seeds - 1)
+    least = float(min(seeds, examples) - 1)
+    return total / table.size, max(least, total**2 / spread) if spread else least
 
 
 def sign_flip(table: Table, seed: int = 0) -> float:

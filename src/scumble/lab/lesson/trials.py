@@ -8,6 +8,7 @@ Knows runs and data, and nothing of claims.
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ class Trials:
     def options(self, candidate: Candidate) -> dict[str, Any]:
         """Of a run."""
         scope = self.scope
+        examples = len(self.material.seen_by(candidate.configuration))
         return {
             **candidate.configuration.options(),
             "learning_rate": candidate.rate,
@@ -75,7 +77,7 @@ class Trials:
             "batch": scope.batch,
             "accumulate": 1,
             "max_steps": scope.steps,
-            "epochs": float(max(1, scope.steps * scope.batch)),  # the steps decide
+            "epochs": float(math.ceil(scope.examples / examples)),  # enough for the steps, which decide
             "warmup": max(1, scope.steps // WARMUP),
             "eval": 0,
         }

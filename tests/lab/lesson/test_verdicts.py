@@ -1,0 +1,117 @@
+"""When a claim holds: only where every interval leaves out zero, and never by one seed."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from scumble.lab.lesson.claims import MARGIN, Claim, Comparison, few, ranked, versus
+from scumble.lab.lesson.plan import Configuration
+from scumble.lab.lesson.statistics import Estimate
+from scumble.lab.lesson.verdicts import decide, judge, turned
+
+ends = st.floats(-1, 1)
+
+
+def interval(low: float, high: float, seeds: int = 3) -> Estimate:
+    return Estimate((low + high) / 2, low, high, 0.95, seeds)
+
+
+@st.composite
+def intervals(draw: st.DrawFn, seeds: int = 3) -> Estimate:
+    low, high = sorted((draw(ends), draw(ends)))
+    return interval(low, high, seeds)
+
+
+@given(st.lists(intervals(), min_size=1, max_size=4))
+def test_holds_only_where_every_interval_leaves_out_zero(evidence: list[Estimate]) -> None:
+    verdict, why = decide(evidence)
+    assert (verdict == "holds") == all(each.low > 0 for each in evidence)
+    if all(each.low <= 0 <= each.high for each in evidence):
+        assert verdict == "depends"
+    if verdict == "does not hold":
+        assert any(each.high < 0 for each in evidence)
+        assert not any(each.low > 0 for each in evidence)
+    assert why
+
+
+@given(st.lists(intervals(seeds=1), min_size=1, max_size=4))
+def test_one_seed_decides_nothing(evidence: list[Estimate]) -> None:
+    assert decide(evidence)[0] == "depends"
+
+
+@given(intervals(), st.sampled_from(["more", "not less", "alike", "differs"]))
+def test_evidence_holds_what_the_difference_may_be(raw: Estimate, kind: str) -> None:
+    """Whatever the difference is within its interval, its evidence is within the evidence's interval."""
+    found = turned(raw, kind, MARGIN if kind in ("not less", "alike") else 0.0)
+    speaks = {
+        "more": lambda x: x,
+        "not less": lambda x: x + MARGIN,
+        "alike": lambda x: MARGIN - abs(x),
+        "differs": abs,
+    }[kind]
+    for value in np.linspace(raw.low, raw.high, 7):
+        assert found.low - 1e-12 <= speaks(float(value)) <= found.high + 1e-12
+    if kind == "differs" and raw.low <= 0 <= raw.high:
+        assert decide([found])[0] == "depends"
+
+
+def claim(**changed: object) -> Claim:
+    given: dict[str, object] = {"title": "r = 16 less r = 8", "weights": versus(ranked(16), ranked(8))}
+    return Claim("a", "More is more.", (Comparison(**{**given, **changed}),))  # type: ignore[arg-type]
+
+
+def results(**tables: np.ndarray):
+    return lambda way, measure: tables.get(way.name.replace("-", "_"))
+
+
+def answers(share: float, seeds: int = 3, shift: int = 0) -> np.ndarray:
+    return np.array(
+        [[float((i * 7 + s + shift) % 100 < 100 * share) for i in range(200)] for s in range(seeds)]
+    )
+
+
+def test_a_clear_difference_holds_and_its_opposite_does_not() -> None:
+    high, low = answers(0.9), answers(0.5)
+    found = judge(claim(), results(r16_a32_minimal=high, r8_a16_minimal=low))
+    assert found.verdict == "holds"
+    assert found.found[0].raw.mean == pytest.approx(0.4)
+    assert found.found[0].tests["sign flip"] < 0.001
+    assert judge(claim(), results(r16_a32_minimal=low, r8_a16_minimal=high)).verdict == "does not hold"
+    assert judge(claim(), results(r16_a32_minimal=low, r8_a16_minimal=low)).verdict == "depends"
+
+
+def test_the_same_of_one_seed_is_left_open() -> None:
+    found = judge(claim(), results(r16_a32_minimal=answers(0.9, 1), r8_a16_minimal=answers(0.5, 1)))
+    assert found.verdict == "depends"
+    assert "one seed" in found.why
+    assert found.found[0].tests["McNemar"] < 1e-6
+
+
+def test_what_is_missing_is_said() -> None:
+    found = judge(claim(), results(r16_a32_minimal=answers(0.9)))
+    assert found.verdict == "depends"
+    assert "broke off" in found.why
+    assert found.found == ()
+
+
+def test_more_comparisons_make_wider_intervals() -> None:
+    one = claim()
+    two = Claim("b", "", one.comparisons * 2)
+    tables = results(r16_a32_minimal=answers(0.6), r8_a16_minimal=answers(0.5, shift=3))
+    assert judge(two, tables).found[0].raw.level == pytest.approx(0.975)
+    assert judge(two, tables).found[0].raw.low < judge(one, tables).found[0].raw.low
+
+
+def test_a_gap_of_one_seed_has_no_interval_and_is_no_error() -> None:
+    each = Comparison("gap", versus(few(64), few(4)), measure="gap")
+    found = judge(
+        Claim("c", "", (each,)),
+        lambda way, measure: np.array([[float(way.rank)]]) if isinstance(way, Configuration) else None,
+    )
+    assert found.verdict == "depends"
+    assert found.found[0].evidence.low == -math.inf
