@@ -133,7 +133,9 @@ def run(
     base: Annotated[
         Values, typer.Option(help="Alias, folder, hub name or GGUF file. [smollm2]", rich_help_panel=_ALL)
     ] = None,
-    method: Annotated[Values, typer.Option(help="lora. [lora]", rich_help_panel=_ALL)] = None,
+    method: Annotated[
+        Values, typer.Option(help="lora is all that is swept. [lora]", rich_help_panel=_ALL)
+    ] = None,
     from_: Annotated[
         Values,
         typer.Option("--from", help="Adapter to go on from, whose shape is taken.", rich_help_panel=_ALL),

@@ -115,7 +115,6 @@ REFUSED = [
     ({"metric": "exact_match", "score": 0}, "--metric is given with --score 0"),
     ({"search": "random"}, "--search random has nothing to draw"),
     ({"search": "tpe", "halving": True, "rank": [1, 2]}, "--halving and --search tpe are both given"),
-    ({"rank": range(1, 514)}, None),
     ({"rank": list(range(1, 514))}, "the grid has 513 trials, and more than 512 have to be meant"),
     ({"rank": [1, 2], "seed": [1, 2], "trials": 3}, "the grid has 4 trials, and --trials is 3"),
 ]
@@ -123,8 +122,6 @@ REFUSED = [
 
 @pytest.mark.parametrize(("values", "message"), REFUSED, ids=lambda value: str(value)[:50])
 def test_what_cannot_be_swept_is_refused(values, message):
-    if message is None:
-        pytest.skip("a range of Python is no list")
     with pytest.raises(ConfigError) as caught:
         Asked.of(values, None)
     assert caught.value.message.startswith(message)

@@ -74,7 +74,7 @@ def evaluations_alone(curves: Sequence[Curve]) -> bool:
 
 def loss_curves(curves: Sequence[Curve], size: Size) -> str:
     """The loss of all runs by optimizer step, the first curve on top."""
-    with matplotlib.rc_context(drawing_settings(SIZES[size][2])):
+    with matplotlib.rc_context(_settings(size)):
         figure, axes = _canvas(size)
         alone, highest, lowest, last = evaluations_alone(curves), 0.0, np.inf, 1.0
         for order, curve in enumerate(curves):
@@ -111,7 +111,7 @@ def tradeoff(points: Sequence[Point], what: str, size: Size, *, shares: bool) ->
         size: of the drawing.
         shares: the value is a share from 0 to 1, and higher is better; else lower is.
     """
-    with matplotlib.rc_context(drawing_settings(SIZES[size][2])):
+    with matplotlib.rc_context(_settings(size)):
         figure, axes = _canvas(size)
         front = sorted((p for p in points if p.front), key=lambda p: p.parameters)
         axes.plot(
@@ -163,9 +163,9 @@ def heat_map(
         size: of the drawing.
         shares: values are shares, and higher is better; else lower is.
     """
-    width, _, letters = SIZES[size]
+    width = SIZES[size][0]
     height = 70 + 54 * len(rows)
-    with matplotlib.rc_context(drawing_settings(letters)):
+    with matplotlib.rc_context(_settings(size)):
         figure = Figure(figsize=(width / 72, height / 72), dpi=72)
         figure.patch.set_visible(False)
         margin = min(0.4, (24 + 7.2 * max(len(_clipped(row, size)) for row in rows)) / width)
@@ -177,7 +177,7 @@ def heat_map(
                 if (value := values.get((row, column))) is None:
                     continue
                 good = (value - low) / (high - low) if high > low else 1.0
-                full = 0.08 + 0.5 * (good if shares else 1 - good)
+                full = 0.08 + 0.36 * (good if shares else 1 - good)
                 axes.fill_between(
                     [x - 0.48, x + 0.48], y - 0.46, y + 0.46, color=TRAIN, alpha=full, linewidth=0
                 )
@@ -194,6 +194,11 @@ def heat_map(
         return inline_svg(figure, f"heat-{size}", "Best value for each rank and targets", f"curves-{size}")
 
 
+def _settings(size: Size) -> Any:
+    """Those of all drawings; a `$` in a pattern of targets is a letter, not mathematics."""
+    return {**drawing_settings(SIZES[size][2]), "text.parse_math": False}
+
+
 def _canvas(size: Size) -> tuple[Figure, Axes]:
     """No frame, faint horizontal lines."""
     width, height, _ = SIZES[size]
@@ -208,7 +213,7 @@ def _canvas(size: Size) -> tuple[Figure, Axes]:
     axes.set_axisbelow(True)
     axes.tick_params(axis="both", which="both", color=GRID, labelcolor=INK, length=0, pad=6)
     axes.margins(y=0.08)
-    axes.yaxis.set_label_coords(-54 / (width - 92), 0.5)
+    axes.yaxis.set_label_coords(-48 / (width - 92), 0.5)
     return figure, axes
 
 

@@ -169,11 +169,11 @@ class Journal:
         Raises:
             ConfigError: with what differs, both values.
         """
-        for what in ("base", "data", "validation"):
+        for what, title in (("base", "base"), ("data", "training data"), ("validation", "validation data")):
             before, found = self.ground[what]["hash"], now[what]["hash"]
             if before != found:
                 raise ConfigError(
-                    f"the {what} is not what the sweep in {self.folder} was begun with: "
+                    f"the {title} is not what the sweep in {self.folder} was begun with: "
                     f"its hash is {found}, and was {before}",
                     "give what it was begun with, or start over with --force",
                 )
@@ -205,7 +205,7 @@ def _best(line: Line, trial: SweepTrial) -> dict[str, Any]:
         "trial": trial.name,
         "settings": trial.settings,
         "adapter": f"{TRIALS}/{trial.name}/adapter",
-        **{name: getattr(line, name) for name in ("loss", "metric", "interval", "parameters", "bytes")},
+        **{name: line.to_dict()[name] for name in ("loss", "metric", "interval", "parameters", "bytes")},
     }
 
 

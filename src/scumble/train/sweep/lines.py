@@ -79,7 +79,8 @@ class Line:
 
     def to_dict(self) -> dict[str, Any]:
         """What `sweep.json` holds of it."""
-        return asdict(self)
+        found = asdict(self)
+        return {name: list(value) if isinstance(value, tuple) else value for name, value in found.items()}
 
 
 def lines_of(trials: Sequence[SweepTrial], marks: Mapping[str, Sequence[float]]) -> list[Line]:

@@ -194,7 +194,9 @@ def _range(name: str, value: Any) -> Range | None:
         return None
     low, high = _value(name, found[1]), _value(name, found[2])
     if isinstance(low, str) or isinstance(high, str) or not low < high or not math.isfinite(high):
-        raise ConfigError(f"{flag(name)} is {value}, and a range goes from a number to a larger one", "write LOW..HIGH")
+        raise ConfigError(
+            f"{flag(name)} is {value}, and a range goes from a number to a larger one", "write LOW..HIGH"
+        )
     return Range(low, high, "int" in kind)
 
 
