@@ -303,6 +303,9 @@ def test_a_damaged_journal_is_refused(swept, tmp_path):
 
 def test_ranks_that_differ_under_one_alpha_are_noted(swept, capsys, tmp_path):
     swept(rank=[2, 4], max_steps=1, quiet=False)
-    assert "alpha is 16 for every rank" in capsys.readouterr().err
+    err = capsys.readouterr().err
+    assert "alpha is 16 for every rank" in err
+    assert "warmup = 0: 100 are usual" in err  # what was decided is said once for all
+    assert err.count("warmup") == 1
     swept(rank=[2, 4], alpha="2r", max_steps=1, quiet=False, out=tmp_path / "other")
     assert "alpha is 16" not in capsys.readouterr().err

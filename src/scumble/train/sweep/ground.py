@@ -13,7 +13,7 @@ from typing import Any
 from scumble.compare.exact import exact_by_forward
 from scumble.compare.generation import generate
 from scumble.compare.metrics import mark, metric_named
-from scumble.config import TrainOptions, make
+from scumble.config import Choice, TrainOptions, make
 from scumble.data.encoding import Encoded, encode_each, encode_prompt
 from scumble.data.examples import Example, hash_examples, read_examples
 from scumble.data.shipped import SHIPPED
@@ -28,6 +28,7 @@ from scumble.train.opening import open_base, shape_of
 from scumble.train.settings import Settings, settle
 from scumble.train.sweep.asked import Asked
 from scumble.train.sweep.space import Combination, options_of
+from scumble.train.sweep.trials import SweepTrial
 from scumble.train.trackers import check_tracker
 
 _MOST_TOKENS = 256  # of an answer, where the data set does not say
@@ -109,6 +110,10 @@ class SweepGround:
                 reached(spec, bank.modules, model.get_output_embeddings())
                 found.append(settle(options, self.count, model.config))
         return found
+
+    def choices(self, trial: SweepTrial) -> tuple[Choice, ...]:
+        """What is decided for the user in a trial, and why."""
+        return settle(make(TrainOptions, **trial.options), self.count, self.base.model.config).choices
 
     def facts(self) -> dict[str, Any]:
         """What `sweep.json` holds of it."""

@@ -59,6 +59,7 @@ class LiveReporter(Reporter):
         if not self.console.is_terminal or self.console.quiet or self._journal is None:
             with super().bar(title, total):
                 yield self
+            self._tell_ended()
             return
         columns: Any = (
             TextColumn("{task.description}"),

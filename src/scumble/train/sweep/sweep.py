@@ -164,6 +164,7 @@ def _run(
     journal.check_ground(ground.facts())
     journal.clear()
     _announce(journal, reporter)
+    _say_choices(journal, ground, reporter)
     with reporter.showing(journal):
         Running(data, journal, ground, reporter, deadline=deadline, tpe=tpe).run()
     journal.link_best()
@@ -235,6 +236,14 @@ def _announce(journal: Journal, reporter: Reporter) -> None:
         )
     if done := sum(trial.over for trial in trials):
         reporter.note(f"the sweep in {journal.folder} goes on: {done} of {len(trials)} trials are over")
+
+
+def _say_choices(journal: Journal, ground: SweepGround, reporter: Reporter) -> None:
+    """Say what was decided for the user, where it is the same for all trials, with the reason."""
+    every = [set(ground.choices(trial)) for trial in journal.trials]
+    for choice in ground.choices(journal.trials[0]) if every else []:
+        if all(choice in choices for choices in every):
+            reporter.note(f"{choice.option} = {choice.value}: {choice.reason}")
 
 
 def _result(journal: Journal) -> Sweep:
