@@ -304,6 +304,22 @@ def test_a_thousand_malformed_inputs(tmp_path: Path) -> None:
     assert found["not encoded"] > 0
 
 
+# found by the soak: a group of -2,479 rows, of which pyarrow makes room for 2^64 - 2,479 and ends the process
+ENDS_THE_PROCESS = bytes.fromhex(
+    "a54152311504191c35001806736368656d611500001600191c190c160016dd2600160000191c180c4152524f573a7363"
+    "68656d61184c2f2f2f2f2f7a414141414151414141414141414b41417741426741464141674143674141414141424241"
+    "414d414141414341414941414141424141494141414142414141414141414141413d001820706172717565742d637070"
+    "2d6172726f772076657273696f6e2032362e302e31190c00a400000050415231"
+)
+
+
+def test_a_file_that_would_end_the_process_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "data.parquet"
+    path.write_bytes(ENDS_THE_PROCESS)
+    with pytest.raises(DataError, match=r"data\.parquet, row 1: not Parquet \(it says 0 rows"):
+        read_examples(path)
+
+
 @pytest.mark.soak
 @pytest.mark.timeout(3600)
 def test_a_hundred_thousand_malformed_inputs(tmp_path: Path) -> None:

@@ -64,13 +64,28 @@ def read_parquet(file: BinaryIO, source: str, report: Report) -> Iterator[Row]:
 
     number = 0
     try:
-        for batch in parquet.ParquetFile(file).iter_batches(batch_size=BATCH):
+        opened = parquet.ParquetFile(file)
+        _check_counts(opened.metadata)
+        for batch in opened.iter_batches(batch_size=BATCH):
             for value in batch.to_pylist():
                 number += 1
                 yield Row(without_none(value), f"{source}, row {number}", number)
     except (pyarrow.ArrowException, OSError, ValueError) as error:
         where = f"{source}, row {number + 1}"
         report(unreadable(where, f"not Parquet ({clipped(error)})", "write it again", number + 1))
+
+
+def _check_counts(metadata: Any) -> None:
+    """Refuse numbers of rows that contradict each other: the library makes room for so many, and ends the process.
+
+    Raises:
+        ValueError: they do.
+    """
+    groups = [metadata.row_group(number).num_rows for number in range(metadata.num_row_groups)]
+    if metadata.num_rows < 0 or any(count < 0 for count in groups) or sum(groups) != metadata.num_rows:
+        raise ValueError(f"it says {metadata.num_rows} rows, and its groups have {sum(groups)}")
+    if groups and not metadata.num_columns:
+        raise ValueError("it has rows, and no columns")
 
 
 def read_dataset(dataset: Any, source: str, report: Report) -> Iterator[Row]:
