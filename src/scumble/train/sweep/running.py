@@ -201,9 +201,10 @@ class Running:
                 trials,
                 base=self.ground.base,
                 resume=True,
-                reporter=self.reporter,
+                # to end what has come there is no work to show
+                reporter=Reporter(quiet=True) if ends else self.reporter,
                 ended=lambda place, trained: self._ended(waiting[place], trained),
-                deadline=None if ends else self.deadline,  # to end what has come there takes no time
+                deadline=None if ends else self.deadline,
             )
         except TrainingError as error:
             raise TrainingError(error.message, self._command()) from error
