@@ -35,17 +35,17 @@ def test_one_number_has_no_interval() -> None:
 
 
 def test_it_covers_the_truth_as_often_as_it_says() -> None:
-    """Seeds and examples drawn anew a thousand times: an interval of the mean over examples alone would cover far less."""
+    """Seeds and examples drawn anew 400 times: an interval of the mean over examples alone would cover far less."""
     draw = np.random.default_rng(1)
     covered = alone = 0
-    for _ in range(1000):
+    for _ in range(400):
         table = draw.normal(0, 0.05, (3, 1)) + draw.normal(0, 0.2, (1, 60)) + draw.normal(0, 0.3, (3, 60))
         found, blind = estimate(table), estimate(table.mean(axis=0, keepdims=True))
         covered += found.low <= 0 <= found.high
         alone += blind.low <= 0 <= blind.high
-    # Satterthwaite is an approximation, and with 3 seeds a rough one; of 1000 draws the rest is 0.7 points of chance
-    assert covered >= 930
-    assert alone < 900
+    # Satterthwaite is an approximation, and with 3 seeds a rough one; 400 draws add a point of chance
+    assert covered >= 368  # of 400
+    assert alone < 360
 
 
 @given(
