@@ -14,7 +14,7 @@ import pytest
 import scumble
 from scumble.errors import ConfigError, MissingFileError, OutputExistsError, TrainingError
 from scumble.lab.lesson import lesson, plan, trials
-from scumble.lab.lesson.claims import claims
+from scumble.lab.lesson.claims import Claim, Comparison, claims, ranked, versus
 from scumble.lab.lesson.lesson import Lesson
 from scumble.lab.lesson.page import render_page
 from scumble.lab.lesson.plan import QUICK, Configuration, first_runs, unique
@@ -175,6 +175,30 @@ def test_stopped_three_times_it_comes_to_the_same(
         assert not read(out)["finished"]
     found = scumble.lab(out, base=base, resume=True, quiet=True)
     assert timeless(found.document) == timeless(whole.document)
+
+
+def test_three_seeds_and_a_rate_beyond(
+    whole: Lesson, base: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The whole form, of two ranks: the rate beyond is tried, and all of it counts on every seed."""
+    two = versus(ranked(8), ranked(4))
+    monkeypatch.setattr(
+        lesson, "claims", lambda scope: [Claim("two", "8 is more.", (Comparison("8, 4", two),))]
+    )
+    monkeypatch.setattr(lesson, "configurations", lambda scope: [ranked(8), ranked(4)])
+    monkeypatch.setattr(lesson, "module_memory", lambda *args: whole.document["parts"]["memory"])
+    found = scumble.lab(tmp_path / "three", base=base, steps=2, score=6, quiet=True).document
+    assert {run["seed"] for run in found["runs"].values()} == {0, 1, 2}
+    for way in found["ways"]:
+        # of two rates the best is always at an end
+        assert len(way["tried"]) == 3
+        runs = [run for run in found["runs"].values() if run["way"] == way["way"]]
+        assert len(runs) == 5
+        assert {run["rate"] for run in runs if run["seed"]} == {way["rate"]}
+        assert len(way["seeds"]) == 3
+    [judged, *_] = found["claims"]
+    assert judged["comparisons"][0]["difference"]["seeds"] == 3
+    assert "one seed" not in judged["why"]
 
 
 def test_what_cannot_be_gone_on_with_is_refused(whole: Lesson, base: str, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from scumble.lab.lesson.plan import (
     Candidate,
     Scope,
     first_runs,
+    further_runs,
     later_runs,
     planned_time,
     rates_of,
@@ -49,6 +50,18 @@ def test_three_rates_each_and_the_chosen_one_on_the_other_seeds() -> None:
     assert len(later) == 2 * (len(ways) - 1)
     assert not {run.name for run in later} & {run.name for run in first_runs(ways, WHOLE)}
     assert later_runs(ways, QUICK, chosen) == []
+
+
+def test_a_rate_beyond_is_tried_where_the_best_is_at_an_end() -> None:
+    low, middle, high = RATES["lora"]
+    chosen = {"r8-a16-minimal": low, "r16-a32-minimal": middle, "r64-a16-minimal": high, "full": 9e-4}
+    ways = [way for way in configurations(WHOLE) if way.name in chosen]
+    found = {run.configuration.name: run.rate for run in further_runs(ways, WHOLE, chosen)}
+    assert found == pytest.approx(
+        {"r8-a16-minimal": low / 3, "r64-a16-minimal": high * 3, "full": 2.7e-3}, rel=1e-2
+    )
+    assert further_runs(ways, QUICK, chosen) == []
+    assert further_runs(ways, WHOLE, {}) == []
 
 
 def test_the_issue_is_covered() -> None:

@@ -1,6 +1,6 @@
 """`lab`: the lesson's claims tested on the embedded base, from the first run to the page.
 
-    first runs (three rates) -> choose -> other seeds -> score the unseen -> memory and sizes -> judge -> page
+    first runs (three rates, or four) -> choose -> other seeds -> score the unseen -> memory and sizes -> judge -> page
 
 Every step asks the state first what is there already, so that a run that was cut off goes on where it was.
 """
@@ -30,13 +30,14 @@ from scumble.lab.lesson.plan import (
     Candidate,
     Scope,
     first_runs,
+    further_runs,
     later_runs,
     planned_time,
     scope_of,
 )
 from scumble.lab.lesson.state import NAME, State, finite
 from scumble.lab.lesson.summary import table, ways
-from scumble.lab.lesson.trials import Trials
+from scumble.lab.lesson.trials import Trials, best_rates
 from scumble.lab.lesson.verdicts import judge
 from scumble.models.base import Base, load_base
 from scumble.pages.render import duration
@@ -117,7 +118,7 @@ def _run(state: State, name: str | None, reporter: Reporter) -> Lesson:
     all_ways = configurations(scope)
     planned = planned_time(all_ways, scope, material.tokens)
     reporter.note(
-        f"{planned.runs} runs of {scope.steps} steps: {duration(planned.seconds)} on two quiet cores, of which training "
+        f"about {planned.runs} runs of {scope.steps} steps: {duration(planned.seconds)} on two quiet cores, of which training "
         f"{duration(planned.training)}; stop it whenever you like, and go on with --resume"
     )
     if state.runs:
@@ -125,6 +126,9 @@ def _run(state: State, name: str | None, reporter: Reporter) -> Lesson:
     trials = Trials(state, scope, material, base, reporter)
     first = first_runs(all_ways, scope)
     trials.train(first)
+    further = further_runs(all_ways, scope, best_rates(first, state.runs))
+    trials.train(further)
+    first += further
     trials.choose(first)
     later = later_runs(all_ways, scope, state.chosen)
     trials.train(later)

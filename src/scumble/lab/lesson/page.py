@@ -106,8 +106,8 @@ def _chosen(document: Document, other: Mapping[str, Any]) -> Mapping[str, Any]:
 def _lead(asked: Mapping[str, Any]) -> str:
     seeds = len(asked["seeds"])
     return (
-        f"Every way to train had {asked['steps']} steps of {asked['batch']} examples of cron, a learning rate chosen out "
-        f"of three by validation loss, and {seeds} seed{'' if seeds == 1 else 's'}; it was asked "
+        f"Every way to train had {asked['steps']} steps of {asked['batch']} examples of cron, a learning rate chosen "
+        f"by validation loss, and {seeds} seed{'' if seeds == 1 else 's'}; it was asked "
         f"{asked['scored']} unseen examples."
     )
 
@@ -199,8 +199,8 @@ def _how(document: Document) -> list[str]:
         "times of day and phrasings no training example has.",
         f"Each run: {asked['steps']} optimizer steps of {asked['batch']} examples, AdamW, linear fall after a tenth of "
         "warm-up, dropout 0, the weights after the last step. Ways to train that several claims need are trained once.",
-        "Learning rates: three for each way to train on the first seed, the best by validation loss; that run counts as "
-        "the first seed's. Choosing favours whoever has more luck by a little, the same for all.",
+        "Learning rates: three for each way to train on the first seed, and but for the quick form the next one beyond "
+        "where the best is the lowest or highest; the best by validation loss is kept, and its run counts as the first seed's. Choosing favours whoever has more luck by a little, the same for all.",
         "Scoring: an answer is right where each of its tokens, the end included, is the likeliest after those before it; "
         "that is what greedy decoding writes, other spellings of the same text aside.",
         "Intervals: differences are paired over seeds and examples; the variance takes both as drawn at random (analysis "

@@ -1,9 +1,10 @@
 """What is trained to test the lesson: ways to train, each once however many claims ask for it, and how long that takes.
 
-    first:  every way, with each of three learning rates, on the first seed
+    first:  every way, with each of three learning rates, on the first seed; where the best is the lowest or highest of
+            them, also with the next one beyond
     later:  every way with the rate that was best by validation loss, on the other seeds
 
-so that of three seeds a way has five runs. All runs have the same number of optimizer steps. Knows names and numbers,
+so that of three seeds a way has five runs or six. The quick form stays with three rates. All runs have the same number of optimizer steps. Knows names and numbers,
 and nothing of how to train.
 """
 
@@ -20,6 +21,8 @@ RATES: dict[str, tuple[float, ...]] = {"lora": (1e-3, 3e-3, 9e-3), "full": (1e-4
 # Tokens a second on two quiet cores, of training by what is trained, in steps of 4 examples, and of scoring. Of LoRA on q
 # and v 320 were measured in steps of 16; small steps share less. The others stand to it as they did when measured.
 SPEEDS = {"minimal": 290.0, "standard": 265.0, "comprehensive": 240.0, "full": 80.0, "scoring": 640.0}
+STEP = 3.0  # from one rate to the next
+AT_END = 1 / 3  # of the ways, whose best rate is expected at an end of those tried
 BEGINNING = 60.0  # seconds of loading the base, reading data and planning memory
 SPECTRUM = 45.0  # seconds of the singular values of one model's update
 GENERATED = 1.5  # seconds of generating one answer
@@ -119,7 +122,7 @@ class Scope:
 
 
 QUICK = Scope("quick", (0,), steps=52, sampled=20)
-WHOLE = Scope("whole", (0, 1, 2), steps=72)
+WHOLE = Scope("whole", (0, 1, 2), steps=66)
 
 
 def scope_of(document: Mapping[str, Any]) -> Scope:
@@ -148,6 +151,25 @@ def first_runs(configurations: Sequence[Configuration], scope: Scope) -> list[Ca
     """The runs that rates are chosen by; the chosen ones count as those of the first seed."""
     seed = scope.seeds[0]
     return [Candidate(c, rate, seed) for c in unique(configurations) for rate in rates_of(c, scope)]
+
+
+def further_runs(
+    configurations: Sequence[Configuration], scope: Scope, chosen: Mapping[str, float]
+) -> list[Candidate]:
+    """The runs of one rate more, for each way whose best of three is the lowest or highest.
+
+    Args:
+        configurations: all of them.
+        scope: how much is done; in the quick form there are none.
+        chosen: the best rate of each so far, by its name.
+    """
+    found = []
+    for way in unique(configurations) if not scope.quick else []:
+        rates, best = rates_of(way, scope), chosen.get(way.name)
+        if best in (rates[0], rates[-1]):
+            beyond = best * STEP if best == rates[-1] else best / STEP
+            found.append(Candidate(way, float(f"{beyond:.3g}"), scope.seeds[0]))
+    return found
 
 
 def later_runs(
@@ -200,10 +222,10 @@ def planned_time(configurations: Sequence[Configuration], scope: Scope, tokens: 
     """
     ways = unique(configurations)
     training = scoring = 0.0
-    runs = 0
+    runs = 0.0
     each = tokens * scope.examples
     for way in ways:
-        count = len(rates_of(way, scope)) + len(scope.seeds) - 1
+        count = len(rates_of(way, scope)) + len(scope.seeds) - 1 + (0 if scope.quick else AT_END)
         speed = SPEEDS["full" if way.method == "full" else way.targets]
         training += count * each / speed
         validated = count * scope.validated * (2 if way.data == "few" else 1)
@@ -211,4 +233,4 @@ def planned_time(configurations: Sequence[Configuration], scope: Scope, tokens: 
         scoring += (validated + scored) * tokens / SPEEDS["scoring"]
         runs += count
     spectra = 0.0 if FULL not in ways else (len(rates_of(FULL, scope)) + len(scope.seeds) - 1) * SPECTRUM
-    return Time(training, scoring + scope.sampled * GENERATED, BEGINNING + spectra, runs)
+    return Time(training, scoring + scope.sampled * GENERATED, BEGINNING + spectra, round(runs))

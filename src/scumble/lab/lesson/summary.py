@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from scumble.lab.lesson.claims import Measure
-from scumble.lab.lesson.plan import Candidate, Configuration, Scope, rates_of
+from scumble.lab.lesson.plan import Candidate, Configuration, Scope
 from scumble.lab.lesson.state import State
 from scumble.lab.lesson.statistics import estimate
 from scumble.lab.lesson.trials import read_bits
@@ -57,7 +57,9 @@ def ways(state: State, scope: Scope, configurations: Sequence[Configuration]) ->
 
 def _way(state: State, scope: Scope, way: Configuration) -> dict[str, Any]:
     rate = state.chosen.get(way.name)
-    tried = rates_of(way, scope)
+    first = [run for run in state.runs.values() if run["way"] == way.name and run["seed"] == scope.seeds[0]]
+    by_rate = {run["rate"]: run["validation"] for run in sorted(first, key=lambda run: float(run["rate"]))}
+    tried = list(by_rate)
     runs = [state.runs[Candidate(way, rate, seed).name] for seed in scope.seeds] if rate is not None else []
     right = table(state, scope, way, "right")
     return {
@@ -69,12 +71,10 @@ def _way(state: State, scope: Scope, way: Configuration) -> dict[str, Any]:
         "alpha": way.alpha,
         "targets": way.targets,
         "rate": rate,
-        "tried": list(tried),
+        "tried": tried,
         # a rate at the end of those tried may have a better one beyond it
         "at_edge": rate is not None and len(tried) > 1 and rate in (tried[0], tried[-1]),
-        "by_rate": {
-            f"{each:g}": state.runs[Candidate(way, each, scope.seeds[0]).name]["validation"] for each in tried
-        },
+        "by_rate": {f"{each:g}": loss for each, loss in by_rate.items()},
         "parameters": runs[0].get("parameters") if runs else None,
         "bytes": runs[0].get("bytes") if runs else None,
         "validation": _each(runs, "validation"),
