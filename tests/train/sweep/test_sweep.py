@@ -274,6 +274,7 @@ def test_it_refuses_to_go_on_under_other_options(swept):
 def test_nothing_is_left_where_it_cannot_begin(swept, tmp_path):
     for wrong in (
         {"targets": ["minimal", "nope"]},
+        {"rank": [2, 4], "rates": {"nope_proj": 1e-4}},
         {"rank": [2, 4], "halving": True, "max_steps": 1},
         {"metric": "exact_match", "data": [{"text": "a"}, {"text": "b"}]},
     ):
@@ -309,3 +310,19 @@ def test_ranks_that_differ_under_one_alpha_are_noted(swept, capsys, tmp_path):
     assert err.count("warmup") == 1
     swept(rank=[2, 4], alpha="2r", max_steps=1, quiet=False, out=tmp_path / "other")
     assert "alpha is 16" not in capsys.readouterr().err
+
+
+def test_ctrl_c_while_answers_are_marked_keeps_what_was_trained(swept, monkeypatch):
+    from scumble.train.sweep.ground import SweepGround
+
+    def interrupted(self, *args):
+        raise KeyboardInterrupt
+
+    whole = SweepGround.marks
+    monkeypatch.setattr(SweepGround, "marks", interrupted)
+    with pytest.raises(TrainingError, match="stopped by Ctrl-C while answers were marked"):
+        swept(rank=[2, 4], metric="exact_match")
+    monkeypatch.setattr(SweepGround, "marks", whole)
+    done = swept(resume=True)
+    assert done.complete
+    assert all(trial.metric is not None for trial in done.trials)

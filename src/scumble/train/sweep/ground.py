@@ -25,6 +25,7 @@ from scumble.models.base import Base
 from scumble.progress import Reporter
 from scumble.train.material import Material, encode_material, read_material, tokenizer_for
 from scumble.train.opening import open_base, shape_of
+from scumble.train.optimizer import make_optimizer
 from scumble.train.settings import Settings, settle
 from scumble.train.sweep.asked import Asked
 from scumble.train.sweep.space import Combination, options_of
@@ -108,7 +109,11 @@ class SweepGround:
                 spec = shape_of(options, None, None).spec
                 assert spec is not None  # no other method is swept
                 reached(spec, bank.modules, model.get_output_embeddings())
-                found.append(settle(options, self.count, model.config))
+                settings = settle(options, self.count, model.config)
+                bank.trainable("trial", spec, seed=0)
+                make_optimizer(bank.parameters("trial"), settings)  # what it refuses, it refuses now
+                bank.remove("trial")
+                found.append(settings)
         return found
 
     def choices(self, trial: SweepTrial) -> tuple[Choice, ...]:

@@ -69,7 +69,13 @@ class Running:
             self._halve()
         else:
             self._train(range(len(self.journal.trials)))
-        self._score()
+        try:
+            self._score()
+        except KeyboardInterrupt:
+            done = "all that was trained is kept; only the metric of some is missing"
+            raise TrainingError(
+                f"stopped by Ctrl-C while answers were marked; {done}", self._command()
+            ) from None
         self.journal.complete = self.tpe_over() and all(trial.over for trial in self.journal.trials)
         self.journal.write()
 
