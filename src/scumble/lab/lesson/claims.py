@@ -189,13 +189,13 @@ def _of_full() -> list[Claim]:
         Claim(
             "32 near full",
             "Rank 32 is near full fine-tuning.",
-            (Comparison("r = 32 on q, v loses at most 5 points to all weights trained", versus(ranked(32), FULL), "not less", margin=MARGIN),),
+            (Comparison("r = 32 on q, v loses at most 5 points to all weights", versus(ranked(32), FULL), "not less", margin=MARGIN),),
             quick=False,
         ),
         Claim(
             "low rank everywhere near full",
             "(Not the lesson's, but Schulman et al.'s:) all modules at a low rank match full fine-tuning.",
-            (Comparison("r = 16 on all modules loses at most 5 points to all weights trained", versus(ranked(16, "comprehensive"), FULL), "not less", margin=MARGIN),),
+            (Comparison("r = 16 on all modules loses at most 5 points to all weights", versus(ranked(16, "comprehensive"), FULL), "not less", margin=MARGIN),),
             quick=False,
         ),
         Claim(

@@ -341,7 +341,9 @@ def evidence(claims: Sequence[Mapping[str, Any]]) -> Drawing:
         axes.set_yticks(range(len(rows)), [_cut(each["title"]) for _, each in rows])
         axes.set_ylim(len(rows) - 0.4, -0.6)
         axes.grid(axis="y", visible=False)
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * value:+.0f}"))
+        axes.xaxis.set_major_formatter(
+            FuncFormatter(lambda value, _: f"{100 * value:+.0f}" if value else "0")
+        )
         axes.set_xlabel("points of right answers; right of zero speaks for the claim", color=INK)
 
     return Drawing(
