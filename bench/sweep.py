@@ -1,6 +1,7 @@
 """Eight adapters at once against the same eight one after the other, and against PEFT with the Trainer one after the other.
 
-    python bench/sweep.py [--steps 12] [--batch 16] [--rounds 1] [--layers all|upper] [--without-peft] [--base BASE]
+    python bench/sweep.py [--steps 12] [--batch 16] [--rounds 1] [--layers all|upper] [--together N]
+                           [--without-peft] [--base BASE]
     python bench/sweep.py --memory
 
 Each side is what its user would start: ours at once is one process that trains eight adapters, ours alone is eight
@@ -136,7 +137,7 @@ def together(options: argparse.Namespace) -> dict[str, Any]:
     base = loaded(options)
     with tempfile.TemporaryDirectory() as place, Measured() as memory:
         trials = [Trial(Path(place) / f"{i}", each) for i, each in enumerate(settings(options))]
-        done = train_many("cron", trials, base=base)
+        done = train_many("cron", trials, base=base, together=options.together)
     assert all(each.run is not None for each in done)
     return told(memory, [each.run for each in done])
 
@@ -261,6 +262,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--layers", choices=["all", "upper"], default="all")
+    parser.add_argument("--together", type=int, default=None, help="adapters whose rows are computed at once")
     parser.add_argument("--without-peft", action="store_true")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--base", default=None)
