@@ -23,7 +23,7 @@ RATES: dict[str, tuple[float, ...]] = {"lora": (1e-3, 3e-3, 9e-3), "full": (1e-4
 SPEEDS = {"minimal": 290.0, "standard": 265.0, "comprehensive": 240.0, "full": 65.0, "scoring": 640.0}
 STEP = 3.0  # from one rate to the next
 AT_END = 1 / 3  # of the ways, whose best rate is expected at an end of those tried
-BEGINNING = 60.0  # seconds of loading the base, reading data and planning memory
+BEGINNING = 110.0  # seconds of loading the base, reading data and measuring memory
 SPECTRUM = 45.0  # seconds of the singular values of one model's update
 GENERATED = 1.5  # seconds of generating one answer
 
