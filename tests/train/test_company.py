@@ -172,3 +172,27 @@ def test_where_memory_runs_out_fewer_are_computed_at_once(monkeypatch: pytest.Mo
 def test_a_need_says_how_often_it_fits() -> None:
     assert Need(tokens=100, kept=10**9, free=10**10, layers=4, repeat=0).times == 7
     assert Need(tokens=100, kept=10**11, free=10**10, layers=4, repeat=4).times == 1
+
+
+def test_before_training_the_base_is_evaluated_once() -> None:
+    bank = Bank(make_base(torch.float64))
+    lanes = [lane_of(bank, number) for number in (0, 1, 3)]
+    for lane in lanes:
+        lane.open()
+    company = Company(bank.model, Reporter(quiet=True))
+    asks = [(lane.engine, lane.validation) for lane in lanes]
+    with company.running([lane.engine for lane in lanes], [lane.examples for lane in lanes]):
+        calls: list[None] = []
+        bank.model.model.norm.register_forward_hook(lambda *args: calls.append(None))
+        first = company.losses(asks)
+        many = len(calls)
+        assert len(set(first)) == 1
+        with torch.no_grad():
+            for key, tensor in lanes[1].subject.parameters().items():
+                if "lora_B" in key:
+                    tensor.fill_(0.01)
+        calls.clear()
+        second = company.losses(asks)
+        assert len(calls) == 2 * many
+        assert second[0] == second[2] == first[0]
+        assert second[1] != first[0]

@@ -143,9 +143,13 @@ class Company:
             if examples:
                 alike.setdefault((engine.batch, *map(id, examples)), []).append(number)
         for numbers in alike.values():
-            engines = [asks[number][0] for number in numbers]
-            for number, loss in zip(numbers, self._means(engines, asks[numbers[0]][1]), strict=True):
-                found[number] = loss
+            # before training most adapters are the base itself, which is computed once
+            bare = [number for number in numbers if asks[number][0].subject.bare]
+            computed = [number for number in numbers if number not in bare[1:]]
+            losses = self._means([asks[number][0] for number in computed], asks[numbers[0]][1])
+            found_of = dict(zip(computed, losses, strict=True))
+            for number in numbers:
+                found[number] = found_of[bare[0] if number in bare else number]
         return found
 
     def _means(self, engines: Sequence[Engine], examples: Sequence[Encoded]) -> list[float]:

@@ -45,6 +45,10 @@ class Subject(Protocol):
     def depth(self) -> int:
         """The number of the first of the model's layers that it changes anything in."""
 
+    @property
+    def bare(self) -> bool:
+        """Whether it computes what the base does, to the last bit."""
+
     def parameters(self) -> dict[str, nn.Parameter]:
         """What an optimizer takes, by name, always in the same order."""
 
@@ -105,6 +109,16 @@ class AdapterSubject:
     def plain(self) -> bool:
         """Whether it is A and B alone, so that other adapters' rows can be computed beside its own."""
         return self.bank.plain(self.name)
+
+    @property
+    def bare(self) -> bool:
+        """Whether it is A and B alone, and every update is still zero."""
+        if not self.plain:
+            return False
+        second = [
+            p for name, p in self.parameters().items() if ".lora_B." in name or ".lora_embedding_A" in name
+        ]
+        return all(not bool(tensor.any()) for tensor in second)
 
     @property
     def depth(self) -> int:

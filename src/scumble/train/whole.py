@@ -69,6 +69,11 @@ class WholeModel:
         return False
 
     @property
+    def bare(self) -> bool:
+        """Nobody asks: there is one alone on its base."""
+        return False
+
+    @property
     def depth(self) -> int:
         """All layers are trained."""
         return 0
