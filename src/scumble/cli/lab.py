@@ -21,7 +21,7 @@ def lesson(
     force: Annotated[bool, typer.Option("--force", help="Replace --out where it exists.")] = False,
     base: Annotated[str | None, typer.Option(help="Alias, folder, hub name or GGUF file. [smollm2]")] = None,
     steps: Annotated[
-        int | None, typer.Option(help="Optimizer steps of every run. [50 with --quick, else 64]")
+        int | None, typer.Option(help="Optimizer steps of every run. [76 with --quick, else 92]")
     ] = None,
     score: Annotated[int | None, typer.Option(help="Unseen examples that are scored. [400]")] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print one JSON document.")] = False,
