@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from torch.profiler import ProfilerActivity, profile
 
 from scumble.compare.loss import loss_sum
 from scumble.data.packing import pack
@@ -34,6 +35,23 @@ def test_each_layer_computed_twice_keeps_less() -> None:
             loss_sum(bank.model, pack(examples()))
         kept.append(counted.bytes)
     assert kept[0] > kept[1] > kept[2] > 0
+
+
+def test_what_was_counted_is_let_go() -> None:
+    bank = with_adapter(tiny_llama())
+    laid = pack(examples())
+
+    def count() -> int:
+        counted = Kept(bank.model)
+        with bank.using("a"), lean(bank.model), counted.counting():
+            loss_sum(bank.model, laid)
+        return counted.bytes
+
+    kept = count()  # what is made once is made now
+    with profile(activities=[ProfilerActivity.CPU], profile_memory=True) as seen:
+        count()
+    events = (each for each in seen.profiler.kineto_results.events() if each.name() == "[memory]")
+    assert sum(each.nbytes() for each in events) < 0.01 * kept
 
 
 def test_a_model_of_another_shape_has_no_layers_to_repeat() -> None:

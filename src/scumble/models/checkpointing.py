@@ -99,4 +99,5 @@ class Kept:
             self._seen.add(storage.data_ptr())
             self._held.append(tensor)
             self.bytes += storage.nbytes()
-        return tensor
+        # an output that a step of the graph keeps of itself would keep that step in turn, and neither would ever go
+        return tensor.detach()
