@@ -35,7 +35,7 @@ from scumble.lab.lesson.plan import (
     planned_time,
     scope_of,
 )
-from scumble.lab.lesson.state import NAME, State, finite
+from scumble.lab.lesson.state import NAME, State
 from scumble.lab.lesson.summary import table, ways
 from scumble.lab.lesson.trials import Trials, best_rates
 from scumble.lab.lesson.verdicts import judge
@@ -171,8 +171,7 @@ def _written(state: State, scope: Scope, base: Base, planned: dict[str, Any]) ->
         "claims": [each.to_dict() for each in judged] + [each.to_dict() for each in counted],
         "ways": ways(state, scope, configurations(scope)),
     }
-    document = state.document(**finite(more))
-    state.save(**more)
+    document = state.save(**more)
     page = write_text(state.folder / PAGE, render_page(document))
     write_pictures(document, state.folder / PICTURES)
     return Lesson(state.folder, page, document)

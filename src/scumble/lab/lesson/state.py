@@ -74,10 +74,11 @@ class State:
         }
         return dict(finite(found))
 
-    def save(self, **more: Any) -> Path:
-        """Write it."""
-        text = json.dumps(self.document(**more), indent=1, allow_nan=False) + "\n"
-        return write_text(self.folder / NAME, text)
+    def save(self, **more: Any) -> dict[str, Any]:
+        """Write it; what was written."""
+        document = self.document(**more)
+        write_text(self.folder / NAME, json.dumps(document, indent=1, allow_nan=False) + "\n")
+        return document
 
 
 def finite(value: Any) -> Any:
