@@ -41,7 +41,21 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-for command in (demo, plan, train, sweep, advise, compare, inspect, merge, unmerge, blend, resize, chat, doctor):
+for command in (
+    demo,
+    plan,
+    train,
+    sweep,
+    advise,
+    compare,
+    inspect,
+    merge,
+    unmerge,
+    blend,
+    resize,
+    chat,
+    doctor,
+):
     app.command(command.NAME)(command.run)
 app.add_typer(data.app, name="data")
 app.add_typer(export.app, name="export")

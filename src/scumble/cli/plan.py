@@ -59,7 +59,8 @@ def run(
     ] = None,
     device: Annotated[str | None, typer.Option(help="cuda or cpu. [cuda]")] = None,
     adapters: Annotated[
-        int | None, typer.Option(help="Adapters like this one in training at once, as `scumble sweep` does. [1]")
+        int | None,
+        typer.Option(help="Adapters like this one in training at once, as `scumble sweep` does. [1]"),
     ] = None,
     processes: Annotated[
         int | None, typer.Option(help="Devices that train on different examples. [1]")
