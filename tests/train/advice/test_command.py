@@ -87,6 +87,18 @@ def test_the_folder_does_not_exist_yet(tmp_path):
     assert next_run(reading(tmp_path / "run"), rank=16).out == tmp_path / "run-rank-16-2"
 
 
+@pytest.mark.parametrize("path", ["sweep/trials/001-rank4", "sweep/best"])
+def test_the_next_run_of_a_trial_stands_outside_its_sweep(path, tmp_path, monkeypatch):
+    (tmp_path / "sweep/trials/001-rank4").mkdir(parents=True)
+    (tmp_path / "sweep/sweep.json").write_text("{}")
+    (tmp_path / "sweep/best").symlink_to("trials/001-rank4")
+    monkeypatch.chdir(tmp_path)
+    assert next_run(reading(Path(path)), rank=16).out == Path("sweep-001-rank4-rank-16")
+    assert next_run(reading(tmp_path / path), rank=16).out == tmp_path / "sweep-001-rank4-rank-16"
+    monkeypatch.chdir(tmp_path / "sweep/trials")
+    assert next_run(reading(Path("001-rank4")), rank=16).out == Path("../../sweep-001-rank4-rank-16")
+
+
 @pytest.mark.parametrize(
     "options", [{}, {"max_steps": 40}, {"epochs": 1.5}, {"max_steps": 5000}, {"batch": 2}]
 )

@@ -7,6 +7,7 @@ epochs would otherwise mean another batch. Knows options, and nothing of why the
 from __future__ import annotations
 
 import math
+import os
 import re
 import shlex
 from collections.abc import Mapping
@@ -113,16 +114,23 @@ def _source(reading: Reading) -> str | None:
 
 
 def _folder(folder: Path, changes: Mapping[str, Any]) -> Path:
-    """A folder beside the run's that says what changed, and does not exist yet."""
+    """A folder beside the run's, or beside the sweep of a trial, that says what changed, and does not exist yet."""
     said = [
         f"{name.rstrip('_').replace('_', '-')}-{_short(value)}"
         for name, value in changes.items()
         if name not in ("batch", "accumulate", "alpha") and value is not None
     ]
-    name = "-".join([folder.resolve().name, *said])[: len(folder.resolve().name) + _TAG].rstrip("-.")
-    path, number = folder.parent / name, 2
+    whole = folder.resolve()
+    beside, first = folder.parent, whole.name
+    if len(whole.parents) > 2 and (whole.parents[1] / "sweep.json").is_file():
+        # a sweep's folder belongs to the sweep: --resume and --force would come upon a stranger there
+        outside = whole.parents[2]
+        beside = outside if folder.is_absolute() else Path(os.path.relpath(outside))
+        first = f"{whole.parents[1].name}-{whole.name}"
+    name = "-".join([first, *said])[: len(first) + _TAG].rstrip("-.")
+    path, number = beside / name, 2
     while path.exists():
-        path, number = folder.parent / f"{name}-{number}", number + 1
+        path, number = beside / f"{name}-{number}", number + 1
     return path
 
 
