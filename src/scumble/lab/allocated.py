@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 
 from torch.profiler import ProfilerActivity, profile
+
+# the profiler writes marks for tracers among our lines; it reads the level at its first use
+os.environ.setdefault("KINETO_LOG_LEVEL", "6")
 
 
 def most_allocated(work: Callable[[], object]) -> int:

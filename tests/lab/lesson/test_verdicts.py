@@ -92,6 +92,22 @@ def test_the_same_of_one_seed_is_left_open() -> None:
     assert found.found[0].tests["McNemar"] < 1e-6
 
 
+@pytest.mark.parametrize(
+    ("means", "said"),
+    [
+        ((1.0, 1.0), "for it"),
+        ((-1.0, -1.0), "against it"),
+        ((0.0, 0.0), "neither way"),
+        ((1.0, -1.0), "1 of 2 for it and 1 against it"),
+        ((1.0, 0.0), "1 of 2 for it and 0 against it"),
+    ],
+)
+def test_of_one_seed_it_is_said_which_way_the_figures_speak(means: tuple[float, float], said: str) -> None:
+    verdict, why = decide([Estimate(mean, mean - 0.5, mean + 0.5, 0.975, 1) for mean in means])
+    assert verdict == "depends"
+    assert f"speak {said};" in why
+
+
 def test_what_is_missing_is_said() -> None:
     found = judge(claim(), results(r16_a32_minimal=answers(0.9)))
     assert found.verdict == "depends"

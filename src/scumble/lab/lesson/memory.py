@@ -141,9 +141,10 @@ def judge_sizes(found: dict[str, Any]) -> Counted:
     shares = {title: each["adapter"] / each["model"] for title, each in found.items()}
     small = sum(share < SMALL for share in shares.values())
     verdict: Any = "holds" if small == len(shares) else "depends" if small else "does not hold"
-    told = ", ".join(f"{share:.2%} for {title}" for title, share in shares.items())
+    names = {"llama": "Llama 3.1 8B", "base": "the base here"}
+    told = " and ".join(f"{share:.2%} of {names[title]}" for title, share in shares.items())
     rows = tuple({"model": title, **each} for title, each in found.items())
     said = "Save only the adapter: about 50 MB instead of 16 GB."
     return Counted(
-        "save only the adapter", said, verdict, f"The adapter is of the model's size {told}.", rows
+        "save only the adapter", said, verdict, f"The adapter is {told}, by size.", rows
     )

@@ -117,8 +117,8 @@ def _short(document: Document) -> list[str]:
     asked, found = document["asked"], []
     if len(asked["seeds"]) == 1:
         found.append(
-            "This is the quick form: one seed and fewer ways to train. Nothing is said to hold, since nothing is known "
-            "of other seeds."
+            "This is the quick form: one seed and fewer ways to train. Of what was trained nothing is said to hold, since "
+            "nothing is known of other seeds; memory and sizes are counted."
         )
     if asked.get("shortened"):
         found.append(
@@ -178,7 +178,8 @@ def _way(each: Mapping[str, Any]) -> dict[str, Any]:
     if each["mean"] is not None:
         interval = f"{each['mean']:.1%} [{each['low']:.1%}, {each['high']:.1%}]"
     by_rate = ", ".join(
-        f"{rate}: {DASH if loss is None else format(loss, '.3f')}" for rate, loss in each["by_rate"].items()
+        f"{rate}:\N{NO-BREAK SPACE}{DASH if loss is None else format(loss, '.3f')}"
+        for rate, loss in each["by_rate"].items()
     )
     return {
         **each,

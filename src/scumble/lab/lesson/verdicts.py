@@ -107,18 +107,21 @@ def decide(evidence: Sequence[Estimate]) -> tuple[Verdict, str]:
     below = sum(each.high < 0 for each in evidence)
     many = len(evidence)
     if min(each.seeds for each in evidence) < 2:
-        side = "for it" if above == many else "against it" if below and not above else "neither way"
-        return "depends", f"On this one seed the figures speak {side}; nothing is said of other seeds."
+        return "depends", _of_one_seed(above, below, many)
     if above == many:
         return "holds", "The interval leaves out zero." if many == 1 else "All intervals leave out zero."
     if below and not above:
         return "does not hold", "The figures speak against it, and the interval leaves out zero."
     if not above and not below:
         return "depends", "Nothing was decided: the interval holds zero."
-    return (
-        "depends",
-        f"{above} of {many} comparisons speak for it, {below} against it, the others neither way.",
-    )
+    told = f"{above} of {many} comparisons speak for it, {below} against it, the others neither way."
+    return "depends", told
+
+
+def _of_one_seed(above: int, below: int, many: int) -> str:
+    sides = {(many, 0): "for it", (0, many): "against it", (0, 0): "neither way"}
+    side = sides.get((above, below), f"{above} of {many} for it and {below} against it")
+    return f"On this one seed the figures speak {side}; nothing is said of other seeds."
 
 
 def _compared(each: Comparison, results: Results, level: float) -> Found | None:
