@@ -170,10 +170,13 @@ def test_stopped_three_times_it_comes_to_the_same(
     for number, (module, name, at) in enumerate(places):
         with monkeypatch.context() as patched:
             patched.setattr(module, name, interrupting(getattr(module, name), at))
-            with pytest.raises(TrainingError, match="stopped by Ctrl-C"):
-                scumble.lab(out, base=base, resume=number > 0, **(SMALL if not number else {"quiet": True}))
+            begun = {"resume": True, "quiet": True} if number else {"base": base, **SMALL}
+            with pytest.raises(TrainingError, match="stopped by Ctrl-C") as raised:
+                scumble.lab(out, **begun)
+        assert raised.value.hint == f"go on with: scumble lab --out {out} --resume"
         assert not read(out)["finished"]
-    found = scumble.lab(out, base=base, resume=True, quiet=True)
+        assert read(out)["seconds"] > 0
+    found = scumble.lab(out, resume=True, quiet=True)  # on the base that it was begun with
     assert timeless(found.document) == timeless(whole.document)
 
 
@@ -206,6 +209,8 @@ def test_what_cannot_be_gone_on_with_is_refused(whole: Lesson, base: str, tmp_pa
         scumble.lab(whole.out, base=base, **SMALL)
     with pytest.raises(ConfigError, match="begun otherwise: quick, 2 steps"):
         scumble.lab(whole.out, base=base, resume=True, quick=True, steps=9, quiet=True)
+    with pytest.raises(ConfigError, match="--resume and --force are both given"):
+        scumble.lab(whole.out, base=base, resume=True, force=True, quiet=True)
     with pytest.raises(ConfigError, match="--resume needs --out"):
         scumble.lab(resume=True, quiet=True)
     with pytest.raises(MissingFileError, match=r"no lab\.json"):

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import os
+import shlex
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -98,22 +99,33 @@ def lab(
         TrainingError: somebody stopped it; what was found is kept.
     """
     reporter = Reporter(quiet=quiet)
+    if resume and force:
+        raise ConfigError("--resume and --force are both given", "go on with it, or start over")
     asked = _asked(quick, make(LabOptions, **options))
     folder = _numbered() if out is None else Path(out).expanduser()
     state = _state(folder, asked, quick=quick, given=options, resume=resume, force=force, out=out)
     with _alone(folder):
         try:
             return _run(state, base, reporter)
-        except KeyboardInterrupt as error:
-            raise TrainingError(
-                f"stopped by Ctrl-C; what was found is kept in {folder}", "go on with --resume"
-            ) from error
+        except (KeyboardInterrupt, TrainingError) as error:
+            state.save()  # the time up to here
+            raise _stopped(error, folder) from error
+
+
+def _stopped(error: KeyboardInterrupt | TrainingError, folder: Path) -> TrainingError:
+    """The error with the command that goes on, where going on helps."""
+    again = f"go on with: {shlex.join(['scumble', 'lab', '--out', str(folder), '--resume'])}"
+    if isinstance(error, KeyboardInterrupt):
+        return TrainingError(f"stopped by Ctrl-C; what was found is kept in {folder}", again)
+    return TrainingError(error.message, again if "--resume" in (error.hint or "") else error.hint)
 
 
 def _run(state: State, name: str | None, reporter: Reporter) -> Lesson:
     scope = scope_of(state.asked)
+    name = name or state.parts.get("named")
     base = load_base(name)
     _check_base(state, base)
+    state.parts["named"] = name
     material = Material.of(base, scope)
     all_ways = configurations(scope)
     planned = planned_time(all_ways, scope, material.tokens)

@@ -145,6 +145,4 @@ def judge_sizes(found: dict[str, Any]) -> Counted:
     told = " and ".join(f"{share:.2%} of {names[title]}" for title, share in shares.items())
     rows = tuple({"model": title, **each} for title, each in found.items())
     said = "Save only the adapter: about 50 MB instead of 16 GB."
-    return Counted(
-        "save only the adapter", said, verdict, f"The adapter is {told}, by size.", rows
-    )
+    return Counted("save only the adapter", said, verdict, f"The adapter is {told}, by size.", rows)

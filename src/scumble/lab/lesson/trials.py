@@ -112,7 +112,7 @@ class Trials:
             base=self.base,
             resume=True,
             reporter=self.reporter,
-            ended=lambda number, trained: _prune(trained),
+            ended=lambda number, trained: self._ended(trained),
             resident=RESIDENT,
         )
         with self._bank() as bank, self.reporter.bar("validation loss", len(candidates)):
@@ -120,6 +120,10 @@ class Trials:
                 self.state.runs[candidate.name] = self._marked(candidate, trained, bank)
                 self.state.save()
                 self.reporter.advance()
+
+    def _ended(self, trained: Trained) -> None:
+        _prune(trained)
+        self.state.save()  # the time up to here, should somebody stop it
 
     def _marked(self, candidate: Candidate, trained: Trained, bank: Bank) -> dict[str, Any]:
         """What is kept of an adapter's run."""
