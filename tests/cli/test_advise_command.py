@@ -49,6 +49,34 @@ def test_what_is_no_run_is_said_in_a_line(fails, words):
     assert "run" in message or "does not exist" in message
 
 
+@pytest.mark.parametrize("goes_on", [False, True])
+def test_training_takes_the_command_of_a_run_that_went_on_from_an_adapter(
+    scumble, here, run_folder, letters_folder, goes_on
+):
+    # a plateau asks for more rank, which the adapter gone on from does not have; what still improves goes on again
+    losses = LOSSES if goes_on else [4.0] + [2.0] * 199
+    evals = EVALS if goes_on else {0: 4.0, 100: 2.0, 200: 2.0}
+    folder = write_run(
+        here / "second", losses, evals, max_steps=3, from_=str(run_folder), adapter=an_adapter(flat=True)
+    )
+    facts = json.loads((folder / "run.json").read_text())
+    facts["data"]["source"], facts["base"] = "good.jsonl", {"name": str(letters_folder)}
+    (folder / "run.json").write_text(json.dumps(facts))
+    command = json.loads(scumble("advise", "second", "--json").out)["findings"][0]["command"]
+    assert ("--from" in command, "--rank" in command) == (goes_on, not goes_on)
+    ended = scumble(*shlex.split(command)[1:])
+    assert ended.code == 0, ended.err
+
+
+def test_a_damaged_run_is_said_in_a_line(fails, run):
+    facts = json.loads((run / "run.json").read_text())
+    del facts["training"]["learning_rate"]
+    (run / "run.json").write_text(json.dumps(facts))
+    message, hint = fails("advise", "run")
+    assert message == "run/run.json is damaged: training has no learning_rate"
+    assert "train again" in hint
+
+
 def test_silence_says_what_is_missing(scumble, here):
     write_run(here / "short", [3.0, 2.0], {0: 3.0})
     ended = scumble("advise", "short")

@@ -65,14 +65,19 @@ def an_adapter(rank: int = 8, size: float = 0.1, flat: bool = False) -> Adapter:
     return Adapter(spec, {"model.layers.0.mlp.down_proj": Factors(A, B)})
 
 
-def write_sweep(folder: Path, trials: Sequence[tuple[dict[str, Any], float | None]], **more: Any) -> Path:
-    """A sweep with these settings and losses; its runs' folders are all alike."""
+def write_sweep(
+    folder: Path,
+    trials: Sequence[tuple[dict[str, Any], float | None]],
+    best: str | None = None,
+    **more: Any,
+) -> Path:
+    """A sweep with these settings and losses, and the name of its best; its runs' folders are all alike."""
     losses = [4.0 / (1 + step / 10) for step in range(100)]
     entries = []
     for number, (settings, loss) in enumerate(trials):
-        at = f"trials/{number:03d}"
+        name = f"{number:03d}"
         options = {name: value for name, value in settings.items() if name in TrainOptions.model_fields}
-        write_run(folder / at, losses, {0: 4.0, 50: 1.0, 100: 0.5}, **options)
-        entries.append({"settings": settings, "folder": at, "loss": loss, **more})
-    (folder / "sweep.json").write_text(json.dumps({"trials": entries, "best": 0}))
+        write_run(folder / "trials" / name, losses, {0: 4.0, 50: 1.0, 100: 0.5}, **options)
+        entries.append({"name": name, "settings": settings, "loss": loss, **more})
+    (folder / "sweep.json").write_text(json.dumps({"trials": entries, "best": best and {"trial": best}}))
     return folder

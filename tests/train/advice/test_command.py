@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shlex
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,9 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from scumble.cli.main import app
-from scumble.config import TrainOptions, make
+from scumble.config import LoraOptions, TrainOptions, make
+from scumble.lora.spec import LoraSpec
 from scumble.train.advice.command import longer, next_run
 from scumble.train.advice.reading import Reading
+from scumble.train.opening import _going_on, shape_of
 from scumble.train.settings import settle
 from tests.tiny import tiny_llama
 
@@ -100,10 +103,12 @@ def test_the_next_run_of_a_trial_stands_outside_its_sweep(path, tmp_path, monkey
 
 
 @pytest.mark.parametrize(
-    "options", [{}, {"max_steps": 40}, {"epochs": 1.5}, {"max_steps": 5000}, {"batch": 2}]
+    "options",
+    # 450 steps without another word
+    [{}, {"max_steps": 40}, {"epochs": 1.5}, {"max_steps": 5000}, {"max_steps": 500}, {"batch": 2}],
 )
 @pytest.mark.parametrize("factor", [2.0, 0.25])
-def test_longer_and_shorter_runs_change_the_steps_and_nothing_else(options, factor):
+def test_longer_and_shorter_runs_keep_the_batch_and_the_rate(options, factor):
     run = reading(**options)
     _, found = read_back(longer(run, factor).command)
     settled = settle(found, 600, tiny_llama().config)
@@ -111,6 +116,87 @@ def test_longer_and_shorter_runs_change_the_steps_and_nothing_else(options, fact
     assert settled.steps == pytest.approx(factor * before["steps"], abs=1)
     assert (settled.batch, settled.accumulate) == (before["batch"], before["accumulate"])
     assert settled.learning_rate == before["learning_rate"]
+
+
+@pytest.mark.parametrize(
+    ("options", "before", "after"),
+    [
+        ({"max_steps": 400}, 40, 80),  # a tenth
+        ({"epochs": 40}, 100, 100),  # a hundred at most
+        ({"max_steps": 400, "warmup": 30}, 30, 30),
+        ({"max_steps": 200, "warmup": 30}, 20, 30),  # in so far as it fits in a tenth
+    ],
+)
+def test_a_longer_run_warms_up_by_the_same_rule(options, before, after):
+    run = reading(**options)
+    assert run.training["warmup"] == before
+    _, found = read_back(longer(run, 2.0).command)
+    assert settle(found, 600, tiny_llama().config).warmup == after
+
+
+SPEC = LoraSpec(
+    rank=4,
+    alpha=11.313708498984761,  # more digits than are written
+    targets=("k_proj", "q_proj"),
+    dropout=0.1,
+    rslora=True,
+    rank_pattern={"layers.0.self_attn.q_proj": 2},
+)
+
+
+def gone_on(dropout: float = 0.1) -> Reading:
+    """A run that went on from an adapter of `SPEC`."""
+    run = reading(
+        from_="earlier/adapter",
+        rank=SPEC.rank,
+        alpha=SPEC.alpha,
+        targets=list(SPEC.targets),
+        dropout=dropout,
+        rslora=True,
+    )
+    lora = replace(SPEC, dropout=dropout).to_peft()
+    return replace(run, facts={**run.facts, "lora": lora, "base": {"name": "some/base"}})
+
+
+def asked_of_the_shape(options: TrainOptions) -> list[str]:
+    return sorted(options.model_fields_set & set(LoraOptions.model_fields))
+
+
+@pytest.mark.parametrize("changes", [{"rank": 8, "alpha": 22.6}, {"targets": "all-linear"}])
+def test_another_shape_begins_anew_on_the_same_base(changes):
+    found = next_run(gone_on(), **changes)
+    _, options = read_back(found.command)
+    assert options.from_ is None
+    assert options.base == "some/base"
+    spec = shape_of(options, None, None).spec
+    kept = {"rank": 4, "alpha": pytest.approx(SPEC.alpha, rel=1e-11), "targets": SPEC.targets}
+    for name, value in {**kept, "dropout": 0.1, "rslora": True, **changes}.items():
+        assert getattr(spec, name) == value
+    assert found.changed == {**changes, "from_": None, "base": "some/base"}
+    assert "base" not in found.out.name
+
+
+@pytest.mark.parametrize("dropout", [0.1, 0.0])
+def test_the_same_shape_goes_on_again_as_training_takes_it(dropout):
+    run = gone_on(dropout)
+    for found in (next_run(run, learning_rate=0.001), longer(run, 2.0)):
+        _, options = read_back(found.command)
+        assert options.from_ == "earlier/adapter"
+        assert _going_on(options, SPEC, asked_of_the_shape(options)) == replace(SPEC, dropout=dropout)
+
+
+def test_a_shape_that_python_gave_whole_is_in_the_command():
+    run = reading()
+    lora = LoraSpec(rank=8, alpha=64, targets=("k_proj",), dropout=0.2, rslora=True).to_peft()
+    _, options = read_back(next_run(replace(run, facts={**run.facts, "lora": lora}), seed=1).command)
+    assert (options.rank, options.alpha, options.targets) == (8, 64, "k_proj")
+    assert (options.dropout, options.rslora) == (0.2, True)
+
+
+def test_a_set_of_targets_keeps_its_name():
+    run = reading(targets="standard")
+    facts = {**run.facts, "lora": LoraSpec(targets="standard").to_peft()}
+    assert "--targets standard" in next_run(replace(run, facts=facts), seed=1).command
 
 
 def test_data_that_came_from_python_have_no_name():

@@ -3,15 +3,21 @@
 from __future__ import annotations
 
 import json
+import re
+from typing import Any
 
 import pytest
 
+from scumble.config import TrainOptions, make
 from scumble.errors import ConfigError, MissingFileError
 from scumble.train.advice.advise import advise
 from scumble.train.advice.reading import read_run
+from scumble.train.settings import settle
+from tests.tiny import tiny_llama
 from tests.train.advice.made import an_adapter, write_run
 
 LOSSES = [4.0 / (1 + step / 10) for step in range(100)]
+ROW = '{"step": 7, "epoch": "x", "loss": 1, "learning_rate": 0.1, "grad_norm": 1}'
 EVALS = {0: 4.0, 25: 1.4, 50: 0.8, 75: 0.6, 100: 0.5}
 
 
@@ -32,9 +38,62 @@ def test_a_damaged_run_is_named(tmp_path, text):
         advise(folder)
 
 
+GONE: Any = object()
+DAMAGES = [
+    ("options.rank", GONE, "options has no rank"),
+    ("options.alpha", None, "options has no alpha"),
+    ("options.rank", "eight", "rank of options is 'eight'"),
+    ("options.rank", 2.5, "rank is 2.5"),
+    ("options.max_steps", "many", "max-steps is 'many'"),
+    ("options.dropout", [], "dropout is"),
+    ("data.examples", GONE, "data has no examples"),
+    ("data.examples", 0, "examples of data is 0"),
+    ("data.examples", {}, "examples of data is a dict"),
+    *((f"training.{name}", GONE, f"training has no {name}") for name in ("steps", "epochs", "batch")),
+    ("training.accumulate", 1.5, "accumulate of training is 1.5"),
+    ("training.learning_rate", GONE, "training has no learning_rate"),
+    ("training.learning_rate", float("nan"), "learning_rate of training is nan"),
+    ("training.learning_rate", True, "learning_rate of training is True"),
+    ("adapter", 3, "adapter is 3"),
+    ("lora", [1], "lora is a list"),
+    ("lora", {"r": "x"}, ""),
+    ("result", "over", "result is 'over'"),
+    ("result.best_step", "last", "best_step of result is 'last'"),
+]
+
+
+@pytest.mark.parametrize(("where", "value", "said"), DAMAGES)
+def test_a_part_that_is_missing_or_of_another_kind_is_named(tmp_path, where, value, said):
+    folder = write_run(tmp_path / "run", LOSSES, EVALS, adapter=an_adapter())
+    facts = json.loads((folder / "run.json").read_text())
+    *parts, name = where.split(".")
+    inside = facts[parts[0]] if parts else facts
+    inside[name] = value
+    if value is GONE:
+        del inside[name]
+    (folder / "run.json").write_text(json.dumps(facts))
+    with pytest.raises(ConfigError, match=rf"run\.json is damaged: .*{re.escape(said)}") as caught:
+        advise(folder)
+    assert "\n" not in caught.value.message
+    assert "train again" in caught.value.hint
+
+
+@pytest.mark.parametrize("steps", [10, 11, 40, 149, 1000])
+def test_the_evaluations_that_are_asked_for_come_within_the_run(tmp_path, steps):
+    options = {"max_steps": steps, "batch": 4, "accumulate": 1}
+    found = advise(
+        write_run(tmp_path / "run", LOSSES[:steps], {0: 4.0, steps: 0.5}, examples=6000, **options)
+    )
+    hint = next(each for each in found.missing if "evaluation" in each)
+    every = float(hint.split("--eval-every ")[1].split()[0])
+    settled = settle(make(TrainOptions, **options, eval_every=every), 6000, tiny_llama().config)
+    assert settled.steps == steps
+    assert 4 <= sum(settled.evaluates(step) for step in range(1, steps + 1)) <= 11
+
+
 @pytest.mark.parametrize(
     "line",
-    ["{", "[1]", "{}", '{"step": "x", "loss": 1}', '{"step": 7, "loss": 1}', '{"step": 7, "loss": "a"}'],
+    ["{", "[1]", "{}", '{"step": "x", "loss": 1}', '{"step": 7, "loss": 1}', '{"step": 7, "loss": "a"}', ROW],
 )
 def test_a_damaged_line_is_named(tmp_path, line):
     folder = write_run(tmp_path / "run", LOSSES, EVALS)

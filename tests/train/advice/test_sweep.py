@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 import math
 
 import numpy as np
@@ -96,8 +97,63 @@ def test_a_damaged_sweep_is_named(tmp_path):
     folder = write_sweep(tmp_path / "sweep", grid(lambda rank, rate, seed: 1.0, seeds=(0,)))
     for text in ("{", '{"trials": 3}'):
         (folder / "sweep.json").write_text(text)
-        with pytest.raises(ConfigError, match=r"sweep\.json is damaged"):
+        with pytest.raises(ConfigError, match=r"sweep\.json is damaged") as caught:
             advise(folder)
+        assert caught.value.hint == "sweep again with --force"
+
+
+def test_the_best_is_the_sweeps_own_and_not_the_lowest_loss(tmp_path):
+    # rank 8 is best by the mean over seeds; rank 4 had one lucky seed
+    losses = {(4, 0): 0.5, (4, 1): 1.5, (8, 0): 0.7, (8, 1): 0.8}
+    trials = [({"rank": rank, "seed": seed}, loss) for (rank, seed), loss in losses.items()]
+    found = advise(write_sweep(tmp_path / "sweep", trials, best="002"))
+    assert "looked at 002, the best by sweep.json" in found.about
+    assert found.findings[-1].command.split("--out ")[1].startswith(str(tmp_path / "sweep-002-"))
+
+
+@pytest.mark.parametrize("best", [None, 0, {}, {"trial": "099"}, {"trial": ["001"]}, "001"])
+def test_where_no_best_can_be_read_the_lowest_loss_is_looked_at_and_that_is_said(tmp_path, best):
+    folder = write_sweep(tmp_path / "sweep", grid(lambda rank, rate, seed: rank / 10 + rate + seed))
+    document = json.loads((folder / "sweep.json").read_text())
+    (folder / "sweep.json").write_text(json.dumps({**document, "best": best}))
+    assert "looked at 000, the one of the lowest loss: sweep.json names no best" in advise(folder).about
+
+
+def test_settings_that_were_drawn_are_not_compared_and_that_is_said(tmp_path):
+    trials = [
+        ({"rank": rank, "alpha": 16.0, "learning_rate": rate, "seed": 0}, rate)
+        for rank, rate in ((4, 0.001), (8, 0.003), (16, 0.002))
+    ]
+    found = advise(write_sweep(tmp_path / "sweep", trials, best="000"))
+    assert not {"option", "rank"} & {each.topic for each in found.findings}
+    assert any(
+        each.startswith("no trials differ in one option alone, for learning_rate, rank")
+        for each in found.missing
+    )
+
+
+def test_options_that_were_compared_are_not_missing(tmp_path):
+    found = advise(write_sweep(tmp_path / "sweep", grid(lambda rank, rate, seed: rank / 10)))
+    assert not any("differ" in each for each in found.missing)
+
+
+def test_trials_that_differ_in_their_seed_alone_are_one_setting(tmp_path):
+    trials = [({"rank": 8, "seed": seed}, 1.0 + seed) for seed in (0, 1)]
+    assert any("two settings" in each for each in advise(write_sweep(tmp_path / "sweep", trials)).missing)
+
+
+def test_the_only_one_that_came_to_its_end_is_looked_at(tmp_path):
+    trials = grid(lambda rank, rate, seed: rank / 10, seeds=(0,))
+    folder = write_sweep(tmp_path / "sweep", trials, best="003")
+    document = json.loads((folder / "sweep.json").read_text())
+    for number, trial in enumerate(document["trials"]):
+        trial["state"] = "finished" if number == 3 else "ended"
+    (folder / "sweep.json").write_text(json.dumps(document))
+    found = advise(folder)
+    assert found.verdict == "still improving"
+    assert "1 of them came to their end" in found.about
+    assert any("two trials" in each for each in found.missing)
+    assert any(each.startswith("of 003: 2 evaluations after the start") for each in found.missing)
 
 
 def test_an_alpha_that_the_sweep_held_stays(tmp_path):

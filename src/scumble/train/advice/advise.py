@@ -16,6 +16,10 @@ from scumble.train.advice.finding import Finding
 from scumble.train.advice.reading import read_run
 from scumble.train.advice.sweep import advise_sweep
 
+# of the next run: with a rate that falls to zero five of them, the fewest whose trend can have p < 0.01, are in the second
+# half of its clock
+_EVALUATIONS = 6
+
 
 @dataclass(frozen=True)
 class Advice:
@@ -67,7 +71,11 @@ def advise(path: str | Path) -> Advice:
     """
     folder = Path(getattr(path, "out", path)).expanduser()
     if (folder / "sweep.json").is_file():
-        found, missing, about = advise_sweep(folder)
+        found, missing, about, best = advise_sweep(folder)
+        if best is not None:
+            case = Case.of(read_run(best))
+            found += diagnose(case)
+            missing += [f"of {best.name}: {each}" for each in _missing(case)]
         return Advice(folder, "sweep", tuple(found), tuple(missing), about)
     case = Case.of(read_run(folder))
     return Advice(folder, "run", tuple(diagnose(case)), tuple(_missing(case)), _about(case))
@@ -84,7 +92,13 @@ def _missing(case: Case) -> list[str]:
         missing.append("no validation data: leave --eval 0 out, or give --eval FILE, to see overfitting")
     elif evaluations < 3:
         many = f"{evaluations} evaluation{'' if evaluations == 1 else 's'}"
-        missing.append(f"{many} after the start: --eval-every 0.25 shows whether the loss rises again")
+        every = max(1, int(reading.training["steps"]) // _EVALUATIONS)
+        missing.append(f"{many} after the start: --eval-every {every} shows whether the loss rises again")
+    if case.shifted:
+        how = case.reading.options["init"]
+        missing.append(
+            f"{how} saves a difference of two adapters, which does not show how much of the rank is used"
+        )
     if case.cut_off:
         missing.append(
             "the run has not come to its end: this is said of what there is; --resume goes on with it"
@@ -94,6 +108,8 @@ def _missing(case: Case) -> list[str]:
 
 def _about(case: Case) -> str:
     data, passes = case.reading.facts["data"], case.reading.passes
-    examples = f", {data['examples']:,} examples" if isinstance(data.get("examples"), int) else ""
     evaluations = len(case.curve.evals)
-    return f"{case.steps:,} steps, {passes:.3g} passes{examples}, {evaluations} evaluation{'' if evaluations == 1 else 's'}"
+    return (
+        f"{case.steps:,} steps, {passes:.3g} passes, {data['examples']:,} examples, "
+        f"{evaluations} evaluation{'' if evaluations == 1 else 's'}"
+    )

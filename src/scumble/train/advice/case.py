@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from scumble.lora.initial import SHIFTED
+from scumble.train.advice.command import asked
 from scumble.train.advice.curves import Curve
 from scumble.train.advice.reading import Reading, finite
 from scumble.train.advice.spectra import Movement, movement_of
@@ -17,7 +19,7 @@ class Case:
     Attributes:
         reading: what its folder says.
         curve: of the steps whose figures are finite.
-        movement: of its adapter; None where there is none.
+        movement: of its adapter; None where there is none, or what is saved is not what was trained.
     """
 
     reading: Reading
@@ -36,7 +38,7 @@ class Case:
             [each for each in reading.evals if finite(each[1])],
         )
         movement = None
-        if reading.adapter is not None and len(curve.steps):
+        if reading.adapter is not None and len(curve.steps) and not _shifted(reading):
             seen = curve.rates[curve.steps <= (reading.adapter_step or math.inf)]
             movement = movement_of(reading.adapter, reading.options, seen)
         return cls(reading, curve, movement)
@@ -50,6 +52,22 @@ class Case:
     def whole(self) -> bool:
         """Whether all weights were trained, and there is no adapter to shape."""
         return "adapter" not in self.reading.facts
+
+    @property
+    def shifted(self) -> bool:
+        """Whether what is saved is the difference of two adapters, whose spectrum is not that of the trained rank."""
+        return _shifted(self.reading)
+
+    @property
+    def rank(self) -> int:
+        """The rank that was trained."""
+        return int(asked(self.reading)["rank"])
+
+    @property
+    def kinds(self) -> frozenset[str]:
+        """The last parts of the names of the adapter's modules; empty where there is none."""
+        adapter = self.reading.adapter
+        return frozenset(path.rpartition(".")[2] for path in adapter.factors) if adapter else frozenset()
 
     @property
     def rate(self) -> float:
@@ -81,3 +99,7 @@ class Case:
         """Whether it has not come to its last step, and did not mean to end before."""
         result = self.reading.result
         return not result or (bool(result.get("stopped")) and self.broken is None)
+
+
+def _shifted(reading: Reading) -> bool:
+    return reading.options.get("init") in SHIFTED

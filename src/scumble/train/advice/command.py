@@ -1,7 +1,8 @@
 """`NextRun`: the exact command of the next run: what a run was asked for, with changes, in a folder of its own.
 
-What was settled for the user and hangs on what changes is written out, so that nothing else changes with it: twice the
-epochs would otherwise mean another batch. Knows options, and nothing of why they should change.
+The batch was settled for the user by the length of the run, and is written out: twice the epochs would otherwise mean
+another one. A warm-up is settled anew by the same rule: what was asked for, else 100 steps, a tenth of the run at most.
+Knows options, and nothing of why they should change.
 """
 
 from __future__ import annotations
@@ -18,9 +19,11 @@ from typing import Any
 from scumble.complaints import flag
 from scumble.config import TrainOptions
 from scumble.data.shipped import SHIPPED
+from scumble.lora.spec import LoraSpec
+from scumble.lora.targets import expand_targets
 from scumble.train.advice.reading import Reading
 
-_SHAPE = ("rank", "alpha", "targets")
+_SHAPE = ("rank", "alpha", "targets", "rslora", "dora")  # what an adapter keeps that is gone on from
 _TAG = 40  # letters of what a folder's name says of the change
 
 
@@ -59,23 +62,33 @@ class NextRun:
 
 
 def next_run(reading: Reading, **changes: Any) -> NextRun:
-    """The run of a reading with other options; None takes an option back to its default."""
+    """The run of a reading with other options; None takes an option back to its default.
+
+    A run that went on from an adapter goes on from it again, in whose shape it does not say; with another shape it begins
+    anew, on the same base.
+    """
     fields = TrainOptions.model_fields
-    options = {**_asked(reading), **changes}
+    options = asked(reading)
+    goes_on = bool(options.get("from_"))
+    if goes_on and changes.keys() & set(_SHAPE):
+        goes_on = False
+        # the base was the adapter's where nobody named one
+        base = options.get("base") or (reading.facts.get("base") or {}).get("name")
+        changes |= {"from_": None} | ({} if base == options.get("base") else {"base": base})
+    options |= (dict.fromkeys(_SHAPE) if goes_on else {}) | changes
     default = {name: field.get_default(call_default_factory=True) for name, field in fields.items()}
+    if goes_on:
+        del default["dropout"]  # it is the adapter's where nobody says it
     kept = {
         name: value
         for name, value in options.items()
-        if name in fields and value is not None and value != default[name]
+        if name in fields and value is not None and value != default.get(name)
     }
     return NextRun(_source(reading), _folder(reading.folder, changes), kept, changes)
 
 
 def longer(reading: Reading, factor: float, **changes: Any) -> NextRun:
-    """The run of a reading that makes `factor` times its steps, everything else as it was.
-
-    The batch is written out, for it is settled by the length of the run where nobody says it.
-    """
+    """The run of a reading that makes `factor` times its steps, with the same batch."""
     training = reading.training
     steps = max(1, round(int(training["steps"]) * factor))
     # a pass over the data takes so many steps
@@ -88,6 +101,8 @@ def longer(reading: Reading, factor: float, **changes: Any) -> NextRun:
             held["epochs"] = float(math.ceil(steps / a_pass))
     else:
         held["epochs"] = round(steps / a_pass, 4)
+        if most is not None and int(most) < steps:
+            held["max_steps"] = None  # it was beyond the end, and would now come before it
     return next_run(reading, **{**held, **changes})
 
 
@@ -96,14 +111,23 @@ def _steps_per_pass(reading: Reading) -> int:
     return max(1, math.ceil(examples / (int(training["batch"]) * int(training["accumulate"]))))
 
 
-def _asked(reading: Reading) -> dict[str, Any]:
-    """The run's own options; the adapter's shape as it was, where Python gave it as a whole."""
+def asked(reading: Reading) -> dict[str, Any]:
+    """The run's own options; the adapter's shape as it was trained, which Python may have given as a whole."""
     options = dict(reading.options)
-    adapter = reading.facts.get("adapter") or {}
-    told = (reading.facts.get("lora") or {}).get("r")
-    if told is not None and told != options.get("rank"):
-        options |= {name: adapter[name] for name in _SHAPE if name in adapter}
+    told = reading.facts.get("lora")
+    if not told:
+        return options
+    spec = LoraSpec.from_peft(told)
+    for name in ("rank", "alpha", "dropout", "rslora", "dora"):
+        options[name] = getattr(spec, name)
+    given = options.get("targets")
+    if given is None or _names(expand_targets(given)) != _names(spec.targets):
+        options["targets"] = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     return options
+
+
+def _names(targets: str | tuple[str, ...]) -> str | set[str]:
+    return targets if isinstance(targets, str) else set(targets)
 
 
 def _source(reading: Reading) -> str | None:
@@ -118,7 +142,7 @@ def _folder(folder: Path, changes: Mapping[str, Any]) -> Path:
     said = [
         f"{name.rstrip('_').replace('_', '-')}-{_short(value)}"
         for name, value in changes.items()
-        if name not in ("batch", "accumulate", "alpha") and value is not None
+        if name not in ("batch", "accumulate", "alpha", "base") and value is not None
     ]
     whole = folder.resolve()
     beside, first = folder.parent, whole.name

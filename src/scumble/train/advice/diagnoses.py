@@ -8,9 +8,11 @@
     rate too low      persistence P >= 10: ten steps in one direction, and the loss still falls
     rank              no better after five passes: a tenth of the loss is left on data seen five times, which more room could
                       have learnt by heart, the rank is used to its end, the rate is neither, and it comes to an end
-    still improving   the second half of the clock won 5 % of all that was won, or more, and the loss ends where it is lowest
-    plateau           none of these, and a quarter of the loss at the start is left
-    fine              none of these
+    still improving   the second half of the clock won 5 % of all that was won, or more, its evaluations or its training losses
+                      fall with p <= 0.01, the evaluations end within 2 % of their lowest, and 2 % of the loss at the start
+                      is left. Without evaluations within one pass only
+    plateau           none of these, and by the evaluations a quarter of the loss at the start is left
+    fine              none of these, and there are evaluations
 
 The figures are those of `curves` and `spectra`. The thresholds were fixed on one family of data and are tested on another
 (bench/advice.py). Knows cases, and nothing of files.
@@ -19,10 +21,11 @@ The figures are those of `curves` and `spectra`. The thresholds were fixed on on
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 from scumble.train.advice.case import Case
-from scumble.train.advice.command import NextRun, longer, next_run
+from scumble.train.advice.command import NextRun, asked, longer, next_run
 from scumble.train.advice.finding import Confidence, Finding
 
 FEW_STEPS = 10  # below which nothing is said of a curve
@@ -44,7 +47,15 @@ def diagnose(case: Case) -> list[Finding]:
     if first is None:
         return []
     wasted = _wasted(case) if first.topic in ("fine", "overfit", "plateau") else None
-    return [first, wasted] if wasted else [first]
+    return [_anew(each) for each in (first, wasted) if each]
+
+
+def _anew(found: Finding) -> Finding:
+    """The same; of a next run that leaves the adapter the run went on from, it says so."""
+    if found.next is None or "from_" not in found.next.changed:
+        return found
+    why = "an adapter that is gone on from keeps its shape, so the next run begins anew, without --from"
+    return replace(found, finding=f"{found.finding}; {why}")
 
 
 def _diverged(case: Case) -> Finding | None:
@@ -58,7 +69,7 @@ def _diverged(case: Case) -> Finding | None:
         f"it diverged: {what}",
         evidence,
         "high",
-        "high: a loss that is not finite, or above that of the start, needs no test",
+        "a loss that is not finite, or above that of the start, needs no test",
         next_run(case.reading, learning_rate=_rounded(case.rate / 10)),
     )
 
@@ -80,7 +91,10 @@ def _too_high(case: Case) -> Finding | None:
         f"the learning rate {case.rate:g} is too high: {' and '.join(signs)}, and {case.curve.left:.0%} of the loss is left",
         {"growth": growth, "setback": setback, "persistence": case.persistence, **_level(case)},
         "high" if both else "medium",
-        f"high where growth ({GROWTH:g}) and setback ({SETBACK:g}) are both over their thresholds, else medium",
+        f"growth is over {GROWTH:g} and setback over {SETBACK:g}"
+        if both
+        else f"only {'growth' if grown else 'setback'} is over its threshold, {GROWTH if grown else SETBACK:g}; "
+        f"high would need the {'setback' if grown else 'growth'} too",
         next_run(case.reading, learning_rate=_rounded(case.rate / 10)),
     )
 
@@ -107,7 +121,9 @@ def _overfit(case: Case) -> Finding | None:
             "passes": case.reading.passes,
         },
         sure,
-        f"high where the evaluations since the lowest rise with p < {CHANCE:g} (Mann-Kendall), else medium",
+        f"the evaluations since the lowest rise with p < {CHANCE:g}"
+        if sure == "high"
+        else f"the evaluations since the lowest do not rise with p < {CHANCE:g}, which high would need",
         _held_back(case, rise.best),
     )
 
@@ -118,7 +134,7 @@ def _held_back(case: Case, best: int) -> NextRun:
     Tried on family `letters` with 32 examples: dropout 0.3 and 1.4 times the best step's passes lowered the best validation
     loss in 5 of 5 seeds, 1.1 times alone in 4 of 5, 0.7 times with rank 2 in none.
     """
-    dropout = max(DROPOUT, float(case.reading.options.get("dropout") or 0.0))
+    dropout = max(DROPOUT, float(asked(case.reading).get("dropout") or 0.0))
     share = min(1.0, BEYOND_BEST * best / int(case.reading.training["steps"]))
     return longer(case.reading, share, **({} if case.whole else {"dropout": dropout}))
 
@@ -132,13 +148,15 @@ def _too_low(case: Case) -> Finding | None:
     if curve.gain() <= 0 or chance > CHANCE:
         return None
     times = 10 if persistence >= FAR else 3
+    sure: Confidence = "high" if persistence >= FAR and curve.gain() > SLOWING else "medium"
     return Finding(
         "rate too low",
         f"the learning rate {case.rate:g} is too low: the optimizer went the same way for {persistence:.0f} steps, and the "
         "loss still falls",
         {"persistence": persistence, "growth": case.growth, "falling_p": _known(chance), **_level(case)},
-        "high" if persistence >= FAR and curve.gain() > SLOWING else "medium",
-        f"high where persistence is {FAR:g} or more and the second half won more than {SLOWING:.0%}, else medium",
+        sure,
+        ("" if sure == "high" else "high would need ")
+        + f"persistence of {FAR:g} or more, and a second half that won more than {SLOWING:.0%}",
         next_run(case.reading, learning_rate=_rounded(case.rate * times)),
     )
 
@@ -149,15 +167,17 @@ def _rank(case: Case) -> Finding | None:
         return None
     if curve.left < LEFT or curve.gain() > SLOWING or not movement.full:
         return None
-    rank = movement.rank * (4 if movement.rank <= 2 else 2)
+    rank = case.rank * (4 if case.rank <= 2 else 2)
     shown = _level(case) | _used(case)
+    many = len(curve.trained_evals) >= 4
     return Finding(
         "rank",
         f"more rank would help: after {case.reading.passes:.0f} passes {curve.left:.0%} of the loss is left, and "
-        f"rank {movement.rank} is used to its end",
+        f"rank {case.rank} is used to its end",
         {**shown, "passes": case.reading.passes, "persistence": case.persistence, "growth": case.growth},
-        "medium" if len(curve.trained_evals) >= 4 else "low",
-        "medium with four evaluations or more, else low; high only where a sweep measured it",
+        "medium" if many else "low",
+        ("there are" if many else "medium would need")
+        + " four evaluations or more; high would need a sweep that measures it",
         next_run(case.reading, **_of_rank(case, rank)),
     )
 
@@ -181,8 +201,11 @@ def _improving(case: Case) -> Finding | None:
         + ("the validation loss ends at its lowest" if rise else "the training loss still falls"),
         {"gain": gain, "falling_p": _known(chance), "training_falling_p": trained, **_level(case)},
         sure,
-        f"high where the evaluations of the second half fall with p < {CHANCE:g} (Mann-Kendall), medium where only the "
-        "training loss does, low without validation data",
+        {
+            "high": f"the evaluations of the second half fall, with p of {CHANCE:g} or less",
+            "medium": f"only the training loss falls with p of {CHANCE:g} or less; high would need the evaluations to",
+            "low": "only the training loss is there to fall; medium would need evaluations",
+        }[sure],
         longer(case.reading, 2.0),
     )
 
@@ -196,16 +219,18 @@ def _plateau(case: Case) -> Finding | None:
         f"it has come to a plateau with {curve.left:.0%} of the loss left, and one run cannot say why",
         {"gain": curve.gain(), **_level(case), **_used(case)},
         "low",
-        "low: one run cannot tell too little room from data that hold no more",
-        None if case.whole else next_run(case.reading, **_more_room(case)),
+        "one run cannot tell too little room from data that hold no more",
+        _more_room(case),
     )
 
 
-def _more_room(case: Case) -> dict[str, Any]:
-    """All linear layers where only attention is trained, else more rank at the same alpha over rank."""
-    if case.movement is not None and set(case.movement.kinds) <= _ATTENTION:
-        return {"targets": "all-linear"}
-    return _of_rank(case, 2 * int(case.reading.options["rank"]))
+def _more_room(case: Case) -> NextRun | None:
+    """All linear layers where only attention is trained, else more rank; None where half the rank is not used."""
+    if case.whole:
+        return None
+    if case.kinds and case.kinds <= _ATTENTION:
+        return next_run(case.reading, targets="all-linear")
+    return None if _spare(case) else next_run(case.reading, **_of_rank(case, 2 * case.rank))
 
 
 def _fine(case: Case) -> Finding | None:
@@ -225,20 +250,25 @@ def _fine(case: Case) -> Finding | None:
             **_level(case),
         },
         "high" if many else "medium",
-        "high with four evaluations or more, else medium",
+        "there are four evaluations or more" if many else "high would need four evaluations or more",
     )
+
+
+def _spare(case: Case) -> bool:
+    """Whether half the rank, or less, holds every module's update."""
+    return case.movement is not None and case.rank >= 4 and 1 <= case.movement.needed <= case.rank / 2
 
 
 def _wasted(case: Case) -> Finding | None:
     movement = case.movement
-    if movement is None or movement.rank < 4 or 2 * movement.needed > movement.rank or movement.needed < 1:
+    if movement is None or not _spare(case):
         return None
     return Finding(
         "rank wasted",
-        f"rank {movement.needed} holds 99 % of every module's update; rank {movement.rank} was trained",
+        f"rank {movement.needed} holds 99 % of every module's update; rank {case.rank} was trained",
         _used(case),
         "medium",
-        "medium: the same update would fit, but whether training would find it is not measured",
+        "the same update would fit, but whether training would find it is not measured",
         next_run(case.reading, **_of_rank(case, movement.needed)),
     )
 
@@ -264,7 +294,7 @@ def _used(case: Case) -> dict[str, Any]:
     if movement is None:
         return {}
     return {
-        "rank": movement.rank,
+        "rank": case.rank,
         "stable_rank_share": movement.stable,
         "effective_rank_share": movement.effective,
         "saturated_modules": movement.saturated,
@@ -274,7 +304,8 @@ def _used(case: Case) -> dict[str, Any]:
 
 
 def _of_rank(case: Case, rank: int) -> dict[str, Any]:
-    options = case.reading.options
+    """Another rank, at the same alpha over rank."""
+    options = asked(case.reading)
     return {"rank": rank, "alpha": float(options["alpha"]) / int(options["rank"]) * rank}
 
 

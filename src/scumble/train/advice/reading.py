@@ -12,11 +12,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scumble.errors import AdapterError, ConfigError, ManifestError, MissingFileError
+from scumble.config import TrainOptions, make
+from scumble.errors import AdapterError, ConfigError, ManifestError, MissingFileError, ScumbleError, shown
 from scumble.lora.adapter import Adapter
+from scumble.lora.spec import LoraSpec
 
 _DAMAGED = "train again with --force; a run that is damaged cannot be told apart from a bad one"
-_PARTS = ("options", "data", "training")  # of run.json, without which nothing can be said
+SWEEP_DAMAGED = "sweep again with --force"
+# of run.json, without which nothing can be said
+_NEEDED = {
+    "options": ("rank", "alpha"),
+    "data": ("examples",),
+    "training": ("steps", "batch", "accumulate", "epochs", "learning_rate"),
+}
+_COUNTS = ("examples", "steps", "batch", "accumulate")
+_FIGURES = ("loss", "eval_loss", "learning_rate", "grad_norm", "epoch")  # of metrics.jsonl
+_MAY_LACK = ("adapter", "lora", "base", "validation", "result")
 
 
 @dataclass(frozen=True)
@@ -70,9 +81,7 @@ def read_run(folder: Path) -> Reading:
         ConfigError: one of its files is damaged, with the line.
     """
     facts = read_json(folder / "run.json", folder, "run")
-    for part in _PARTS:
-        if not isinstance(facts.get(part), dict):
-            raise ConfigError(f"{folder / 'run.json'} is damaged: it has no {part}", _DAMAGED)
+    _check(folder / "run.json", facts)
     rows = _rows(folder / "metrics.jsonl", over=facts.get("result") is not None)
     steps = {int(row["step"]): row for row in rows if "loss" in row}
     evals = {int(row["step"]): float(row["eval_loss"]) for row in rows if "eval_loss" in row}
@@ -89,6 +98,37 @@ def read_run(folder: Path) -> Reading:
     )
 
 
+def _check(path: Path, facts: Mapping[str, Any]) -> None:
+    """Refuse what lacks a part that is read, or has one of another kind.
+
+    Raises:
+        ConfigError: with the part.
+    """
+    for part in _NEEDED:
+        if not isinstance(facts.get(part), dict):
+            raise ConfigError(f"{path} is damaged: it has no {part}", _DAMAGED)
+    for part in _MAY_LACK:
+        if not isinstance(facts.get(part), dict | None):
+            raise ConfigError(f"{path} is damaged: {part} is {shown(facts[part])}", _DAMAGED)
+    for part, name in [(part, name) for part, names in _NEEDED.items() for name in names]:
+        value = facts[part].get(name)
+        if value is None:
+            raise ConfigError(f"{path} is damaged: {part} has no {name}", _DAMAGED)
+        kinds = int if name in _COUNTS else int | float
+        # up to the highest rate that there is: far above it what is reckoned is no number
+        if isinstance(value, bool) or not isinstance(value, kinds) or not 0 < value <= 1e37:
+            raise ConfigError(f"{path} is damaged: {name} of {part} is {shown(value)}", _DAMAGED)
+    best = (facts.get("result") or {}).get("best_step")
+    if best is not None and not isinstance(best, int):
+        raise ConfigError(f"{path} is damaged: best_step of result is {shown(best)}", _DAMAGED)
+    try:
+        make(TrainOptions, **{k: v for k, v in facts["options"].items() if k in TrainOptions.model_fields})
+        if facts.get("lora"):
+            LoraSpec.from_peft(facts["lora"])
+    except ScumbleError as error:
+        raise ConfigError(f"{path} is damaged: {error.message}", _DAMAGED) from error
+
+
 def read_json(path: Path, folder: Path, what: str) -> dict[str, Any]:
     """An object of JSON in a file.
 
@@ -96,6 +136,7 @@ def read_json(path: Path, folder: Path, what: str) -> dict[str, Any]:
         MissingFileError: there is no such file.
         ConfigError: it holds none.
     """
+    again = SWEEP_DAMAGED if what == "sweep" else _DAMAGED
     if not folder.exists():
         raise MissingFileError(f"{folder} does not exist", "name the folder of a run or of a sweep")
     if not path.is_file():
@@ -106,9 +147,9 @@ def read_json(path: Path, folder: Path, what: str) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError, RecursionError) as error:
-        raise ConfigError(f"{path} is damaged: it is no JSON", _DAMAGED) from error
+        raise ConfigError(f"{path} is damaged: it is no JSON", again) from error
     if not isinstance(found, dict):
-        raise ConfigError(f"{path} is damaged: it holds no object", _DAMAGED)
+        raise ConfigError(f"{path} is damaged: it holds no object", again)
     return found
 
 
@@ -124,7 +165,7 @@ def _rows(path: Path, *, over: bool) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, start=1):
         try:
             row = json.loads(line)
-            figures = [row[key] for key in ("loss", "eval_loss", "learning_rate", "grad_norm") if key in row]
+            figures = [row[key] for key in _FIGURES if key in row]
             sound = isinstance(row["step"], int) and all(isinstance(each, int | float) for each in figures)
             sound = sound and ("loss" not in row or {"learning_rate", "grad_norm"} <= row.keys())
         except (ValueError, LookupError, TypeError):

@@ -36,16 +36,13 @@ class Movement:
     """How an adapter moved.
 
     Attributes:
-        rank: the highest of its modules.
         modules: how many it has.
         persistence, growth: P and G; None where the beginning does not tell.
         stable, effective: medians over modules, of the rank.
         saturated: modules whose spectrum is nearly flat to its end.
         needed: the rank that holds 99 % of every module's update.
-        kinds: the last parts of the modules' names.
     """
 
-    rank: int
     modules: int
     persistence: float | None
     growth: float | None
@@ -53,7 +50,6 @@ class Movement:
     effective: float
     saturated: int
     needed: int
-    kinds: tuple[str, ...]
 
     @property
     def full(self) -> bool:
@@ -82,7 +78,6 @@ def movement_of(adapter: Adapter, options: Mapping[str, Any], rates: Numbers) ->
     # of an update of zero nothing is used
     used = moved or [(Spectrum((0.0,), 0.0, 0.0, {}, 0), 1)]
     return Movement(
-        rank=max(ranks),
         modules=len(ranks),
         persistence=_persistence(factors, options, rates),
         growth=_growth(factors, options),
@@ -90,7 +85,6 @@ def movement_of(adapter: Adapter, options: Mapping[str, Any], rates: Numbers) ->
         effective=statistics.median(spectrum.effective_rank / rank for spectrum, rank in used),
         saturated=sum(spectrum.saturated for spectrum in spectra),
         needed=max(spectrum.rank_99 for spectrum in spectra),
-        kinds=tuple(sorted({path.rpartition(".")[2] for path in factors})),
     )
 
 

@@ -9,7 +9,7 @@
               4 errors for high confidence, 2 for medium
 
 Only trials that came to their end are compared: one that was given up early has a loss of another step. Of `sweep.json` it
-reads `trials` (`settings`, `folder` or `name`, `loss`, `state`) and `best`. Knows nothing of how a sweep is made.
+reads `trials` (`name`, `settings`, `loss`, `state`) and of `best` the `trial`. Knows nothing of how a sweep is made.
 """
 
 from __future__ import annotations
@@ -24,11 +24,9 @@ from pathlib import Path
 from typing import Any
 
 from scumble.errors import ConfigError
-from scumble.train.advice.case import Case
-from scumble.train.advice.command import NextRun, next_run
-from scumble.train.advice.diagnoses import diagnose
+from scumble.train.advice.command import NextRun, asked, next_run
 from scumble.train.advice.finding import Confidence, Finding
-from scumble.train.advice.reading import Reading, finite, read_json, read_run
+from scumble.train.advice.reading import SWEEP_DAMAGED, Reading, finite, read_json, read_run
 
 SURE, LIKELY = 4.0, 2.0  # errors of an effect
 _NUMERIC = ("rank", "learning_rate")  # options that can be taken beyond what was tried
@@ -78,6 +76,17 @@ class Effect:
             return "low"
         return "high" if self.size >= SURE * self.error else "medium"
 
+    @property
+    def rule(self) -> str:
+        """Why it is so sure."""
+        if self.error is None:
+            return "no setting was run with two seeds, so that there is no error to hold it against"
+        return {
+            "low": f"the effect is below {LIKELY:g} errors, which medium would need; high would need {SURE:g}",
+            "medium": f"the effect is {LIKELY:g} errors or more; high would need {SURE:g}",
+            "high": f"the effect is {SURE:g} errors or more",
+        }[self.confidence]
+
     def evidence(self) -> dict[str, Any]:
         """Its figures."""
         return {
@@ -88,8 +97,8 @@ class Effect:
         }
 
 
-def advise_sweep(folder: Path) -> tuple[list[Finding], list[str], str]:
-    """The findings of a sweep, what is missing, and what was looked at.
+def advise_sweep(folder: Path) -> tuple[list[Finding], list[str], str, Path | None]:
+    """What trials say of each other, what is missing, what was looked at, and the folder of the best trial.
 
     Raises:
         ConfigError: `sweep.json` is damaged.
@@ -98,34 +107,63 @@ def advise_sweep(folder: Path) -> tuple[list[Finding], list[str], str]:
     document = read_json(folder / "sweep.json", folder, "sweep")
     members, count = _members(folder, document)
     about = f"{count} trials, {len(members)} of them came to their end with a validation loss"
+    few = ["two trials that came to their end, to compare them"]
+    if not members:
+        return [], few, about, None
+    best, why = _best(document, members)
+    about += f"; looked at {best.folder.name}, {why}"
     if len(members) < 2:
-        return [], ["two trials that came to their end, to compare them"], about
+        return [], few, about, best.folder
     noise, freedom = noise_of(members)
     missing = (
         [] if noise is not None else ["two seeds of one setting: --seed 0 --seed 1 tells effects from chance"]
     )
-    reading = read_run(min(members, key=lambda member: member.loss).folder)
-    held = len({member.settings.get("alpha") for member in members}) == 1  # alpha, whatever the rank
+    reading = read_run(best.folder)
+    held = len({_plain(member.settings.get("alpha")) for member in members}) == 1  # alpha, whatever the rank
     effects = sorted(effects_of(members, noise), key=lambda each: each.size, reverse=True)
+    missing += _not_compared(members, {each.option for each in effects})
     found = [_largest(effects, noise, freedom, reading, held)] if effects else []
     found += [rank for each in effects if each.option == "rank" and (rank := _rank(each, reading, held))]
-    own = diagnose(Case.of(reading))
-    return [*found, *own], missing, about
+    return found, missing, about, best.folder
+
+
+def _best(document: Mapping[str, Any], members: Sequence[Member]) -> tuple[Member, str]:
+    """The trial that the sweep has for its best, by the mean over seeds or the metric; else that of the lowest loss."""
+    best = document.get("best")
+    named = best.get("trial") if isinstance(best, dict) else None
+    for member in members:
+        if member.folder.name == named:
+            return member, "the best by sweep.json"
+    return min(
+        members, key=lambda member: member.loss
+    ), "the one of the lowest loss: sweep.json names no best of them"
+
+
+def _not_compared(members: Sequence[Member], compared: set[str]) -> list[str]:
+    """What to say where options vary, and there is no block with all their values: settings that were drawn have none."""
+    names = {name for member in members for name in member.settings} - {_SEED, *_tied("rank", members)}
+    vary = {name for name in names if len({_plain(member.settings.get(name)) for member in members}) > 1}
+    if not vary:
+        return ["two settings, to compare them: these trials differ in their seed alone"]
+    left = ", ".join(sorted(vary - compared))
+    return (
+        [f"no trials differ in one option alone, for {left}: --search grid makes such trials"] if left else []
+    )
 
 
 def _members(folder: Path, document: Mapping[str, Any]) -> tuple[list[Member], int]:
     """The trials that can be compared, and how many there are."""
     trials = document.get("trials")
     if not isinstance(trials, list) or not all(isinstance(each, dict) for each in trials):
-        raise ConfigError(f"{folder / 'sweep.json'} is damaged: it has no trials", "sweep again with --force")
+        raise ConfigError(f"{folder / 'sweep.json'} is damaged: it has no trials", SWEEP_DAMAGED)
     members = []
     for trial in trials:
         loss, settings = trial.get("loss"), trial.get("settings")
-        at = trial.get("folder") or f"trials/{trial.get('name', '')}"
+        at = folder / "trials" / str(trial.get("name", ""))
         over = trial.get("state", "finished") == "finished"
-        whole = over and isinstance(settings, dict) and (folder / str(at) / "run.json").is_file()
+        whole = over and isinstance(settings, dict) and (at / "run.json").is_file()
         if whole and isinstance(loss, int | float) and finite(loss):
-            members.append(Member(folder / str(at), settings, float(loss)))
+            members.append(Member(at, settings, float(loss)))
     return members, len(trials)
 
 
@@ -170,7 +208,9 @@ def _tied(option: str, members: Sequence[Member]) -> tuple[str, ...]:
     """Options that follow from this one: alpha, where each rank has one."""
     if option != "rank":
         return ()
-    pairs = {(member.settings.get("rank"), member.settings.get("alpha")) for member in members}
+    pairs = {
+        (_plain(member.settings.get("rank")), _plain(member.settings.get("alpha"))) for member in members
+    }
     return ("alpha",) if len(pairs) == len({rank for rank, _ in pairs}) else ()
 
 
@@ -186,13 +226,14 @@ def _largest(
     against = "" if noise is None else f", {first.size / (noise or 1e-12):.1f} times the noise between seeds"
     evidence = {**first.evidence(), "noise_between_seeds": noise, "degrees_of_freedom": freedom}
     evidence |= {f"effect of {each.option}": each.size for each in effects[1:]}
-    sure = first.confidence if freedom >= 3 or first.confidence == "low" else "medium"
+    few = freedom < 3 and first.confidence == "high"
+    sure: Confidence = "medium" if few else first.confidence
     return Finding(
         "option",
         f"{first.option} moved the loss most: by {first.size:.3g}{against}; best at {first.best}",
         evidence,
         sure,
-        f"high from {SURE:g} errors on, with three degrees of freedom or more, medium from {LIKELY:g}, else low",
+        f"{first.rule}; high would need three degrees of freedom" if few else first.rule,
         _beyond(first, reading, held),
     )
 
@@ -221,7 +262,7 @@ def _rank(effect: Effect, reading: Reading, held: bool) -> Finding | None:
             f"rank {effect.best} is no better than rank {lowest}: {won:.3g}, within {LIKELY:g} errors",
             effect.evidence(),
             "medium",
-            "medium: no difference was seen, with these seeds",
+            "no difference was seen, with these seeds",
             saves,
         )
     if effect.best == lowest:
@@ -233,14 +274,14 @@ def _rank(effect: Effect, reading: Reading, held: bool) -> Finding | None:
         + (", and higher ranks were not tried" if edge else f", and not from there to {highest}"),
         effect.evidence(),
         effect.confidence,
-        f"measured: high from {SURE:g} errors on, medium from {LIKELY:g}, low without two seeds",
+        f"measured; {effect.rule}",
         _beyond(effect, reading, held),
     )
 
 
 def _with_rank(reading: Reading, rank: int, held: bool) -> dict[str, Any]:
     """Options of another rank: at the same alpha where the sweep held that, else at the same alpha over rank."""
-    options = reading.options
+    options = asked(reading)
     return (
         {"rank": rank}
         if held
