@@ -53,7 +53,7 @@ def test_what_is_no_run_is_said_in_a_line(fails, words):
 def test_training_takes_the_command_of_a_run_that_went_on_from_an_adapter(
     scumble, here, run_folder, letters_folder, goes_on
 ):
-    # a plateau asks for more rank, which the adapter gone on from does not have; what still improves goes on again
+    # a plateau asks for more rank than the adapter has; what still improves goes on from it again
     losses = LOSSES if goes_on else [4.0] + [2.0] * 199
     evals = EVALS if goes_on else {0: 4.0, 100: 2.0, 200: 2.0}
     folder = write_run(

@@ -16,8 +16,8 @@ from scumble.train.advice.finding import Finding
 from scumble.train.advice.reading import read_run
 from scumble.train.advice.sweep import advise_sweep
 
-# of the next run: with a rate that falls to zero five of them, the fewest whose trend can have p < 0.01, are in the second
-# half of its clock
+# of the next run: with a rate that falls to zero five of them, the fewest whose trend can have p < 0.01,
+# are in the second half of its clock
 _EVALUATIONS = 6
 
 

@@ -55,7 +55,7 @@ class Case:
 
     @property
     def shifted(self) -> bool:
-        """Whether what is saved is the difference of two adapters, whose spectrum is not that of the trained rank."""
+        """Whether a difference of two adapters is saved, whose spectrum is not that of the trained rank."""
         return _shifted(self.reading)
 
     @property

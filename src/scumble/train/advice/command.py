@@ -1,8 +1,8 @@
 """`NextRun`: the exact command of the next run: what a run was asked for, with changes, in a folder of its own.
 
-The batch was settled for the user by the length of the run, and is written out: twice the epochs would otherwise mean
-another one. A warm-up is settled anew by the same rule: what was asked for, else 100 steps, a tenth of the run at most.
-Knows options, and nothing of why they should change.
+The batch was settled for the user by the length of the run, and is written out: twice the epochs would
+otherwise mean another one. A warm-up is settled anew by the same rule: what was asked for, else 100 steps, a
+tenth of the run at most. Knows options, and nothing of why they should change.
 """
 
 from __future__ import annotations
@@ -64,8 +64,8 @@ class NextRun:
 def next_run(reading: Reading, **changes: Any) -> NextRun:
     """The run of a reading with other options; None takes an option back to its default.
 
-    A run that went on from an adapter goes on from it again, in whose shape it does not say; with another shape it begins
-    anew, on the same base.
+    A run that went on from an adapter goes on from it again, and leaves out the shape, which is the adapter's;
+    with another shape it begins anew, on the same base.
     """
     fields = TrainOptions.model_fields
     options = asked(reading)
@@ -112,7 +112,7 @@ def _steps_per_pass(reading: Reading) -> int:
 
 
 def asked(reading: Reading) -> dict[str, Any]:
-    """The run's own options; the adapter's shape as it was trained, which Python may have given as a whole."""
+    """The run's own options; the shape as it was trained, which Python may have given as a whole."""
     options = dict(reading.options)
     told = reading.facts.get("lora")
     if not told:

@@ -8,9 +8,9 @@
     rate too low      persistence P >= 10: ten steps in one direction, and the loss still falls
     rank              no better after five passes: a tenth of the loss is left on data seen five times, which more room could
                       have learnt by heart, the rank is used to its end, the rate is neither, and it comes to an end
-    still improving   the second half of the clock won 5 % of all that was won, or more, its evaluations or its training losses
-                      fall with p <= 0.01, the evaluations end within 2 % of their lowest, and 2 % of the loss at the start
-                      is left. Without evaluations within one pass only
+    still improving   the second half of the clock won 5 % of all that was won, or more, its evaluations or its
+                      training losses fall with p <= 0.01, the evaluations end within 2 % of their lowest, and 2 %
+                      of the loss at the start is left. Without evaluations within one pass only
     plateau           none of these, and by the evaluations a quarter of the loss at the start is left
     fine              none of these, and there are evaluations
 
@@ -93,8 +93,9 @@ def _too_high(case: Case) -> Finding | None:
         "high" if both else "medium",
         f"growth is over {GROWTH:g} and setback over {SETBACK:g}"
         if both
-        else f"only {'growth' if grown else 'setback'} is over its threshold, {GROWTH if grown else SETBACK:g}; "
-        f"high would need the {'setback' if grown else 'growth'} too",
+        else f"growth is over {GROWTH:g}; high would need the setback over {SETBACK:g} too"
+        if grown
+        else f"setback is over {SETBACK:g}; high would need growth over {GROWTH:g} too",
         next_run(case.reading, learning_rate=_rounded(case.rate / 10)),
     )
 
@@ -203,7 +204,8 @@ def _improving(case: Case) -> Finding | None:
         sure,
         {
             "high": f"the evaluations of the second half fall, with p of {CHANCE:g} or less",
-            "medium": f"only the training loss falls with p of {CHANCE:g} or less; high would need the evaluations to",
+            "medium": f"only the training loss falls with p of {CHANCE:g} or less; "
+            "high would need the evaluations to",
             "low": "only the training loss is there to fall; medium would need evaluations",
         }[sure],
         longer(case.reading, 2.0),
@@ -225,7 +227,7 @@ def _plateau(case: Case) -> Finding | None:
 
 
 def _more_room(case: Case) -> NextRun | None:
-    """All linear layers where only attention is trained, else more rank; None where half the rank is not used."""
+    """All linear layers where only attention is trained, else more rank, but where half of it is not used."""
     if case.whole:
         return None
     if case.kinds and case.kinds <= _ATTENTION:

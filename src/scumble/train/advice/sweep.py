@@ -8,8 +8,9 @@
     error     of an effect over b blocks: s sqrt(2 / b). The option that moved most is the largest of several, hence
               4 errors for high confidence, 2 for medium
 
-Only trials that came to their end are compared: one that was given up early has a loss of another step. Of `sweep.json` it
-reads `trials` (`name`, `settings`, `loss`, `state`) and of `best` the `trial`. Knows nothing of how a sweep is made.
+Only trials that came to their end are compared: one that was given up early has a loss of another step. Of
+`sweep.json` it reads `trials` (`name`, `settings`, `loss`, `state`) and of `best` the `trial`. Knows nothing of
+how a sweep is made.
 """
 
 from __future__ import annotations
@@ -82,7 +83,7 @@ class Effect:
         if self.error is None:
             return "no setting was run with two seeds, so that there is no error to hold it against"
         return {
-            "low": f"the effect is below {LIKELY:g} errors, which medium would need; high would need {SURE:g}",
+            "low": f"the effect is below {LIKELY:g} errors; medium would need them, high {SURE:g}",
             "medium": f"the effect is {LIKELY:g} errors or more; high would need {SURE:g}",
             "high": f"the effect is {SURE:g} errors or more",
         }[self.confidence]
@@ -128,7 +129,7 @@ def advise_sweep(folder: Path) -> tuple[list[Finding], list[str], str, Path | No
 
 
 def _best(document: Mapping[str, Any], members: Sequence[Member]) -> tuple[Member, str]:
-    """The trial that the sweep has for its best, by the mean over seeds or the metric; else that of the lowest loss."""
+    """The sweep's own best, by the mean over seeds or the metric, else the lowest loss; and which it is."""
     best = document.get("best")
     named = best.get("trial") if isinstance(best, dict) else None
     for member in members:
@@ -140,7 +141,7 @@ def _best(document: Mapping[str, Any], members: Sequence[Member]) -> tuple[Membe
 
 
 def _not_compared(members: Sequence[Member], compared: set[str]) -> list[str]:
-    """What to say where options vary, and there is no block with all their values: settings that were drawn have none."""
+    """What to say where options vary, and no block has all their values: settings that were drawn have none."""
     names = {name for member in members for name in member.settings} - {_SEED, *_tied("rank", members)}
     vary = {name for name in names if len({_plain(member.settings.get(name)) for member in members}) > 1}
     if not vary:
