@@ -64,7 +64,7 @@ class NextRun:
 def next_run(reading: Reading, **changes: Any) -> NextRun:
     """The run of a reading with other options; None takes an option back to its default.
 
-    A run that went on from an adapter goes on from it again, and leaves out the shape, which is the adapter's;
+    A run that went on from an adapter goes on from it again, and leaves out the shape, which is its own;
     with another shape it begins anew, on the same base.
     """
     fields = TrainOptions.model_fields

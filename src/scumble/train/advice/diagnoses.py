@@ -8,9 +8,9 @@
     rate too low      persistence P >= 10: ten steps in one direction, and the loss still falls
     rank              no better after five passes: a tenth of the loss is left on data seen five times, which more room could
                       have learnt by heart, the rank is used to its end, the rate is neither, and it comes to an end
-    still improving   the second half of the clock won 5 % of all that was won, or more, its evaluations or its
-                      training losses fall with p <= 0.01, the evaluations end within 2 % of their lowest, and 2 %
-                      of the loss at the start is left. Without evaluations within one pass only
+    still improving   the second half of the clock won 5 % of all that was won, or more, its evaluations or
+                      its training losses fall with p <= 0.01, the evaluations end within 2 % of their lowest,
+                      and 2 % of the loss at the start is left. Without evaluations within one pass only
     plateau           none of these, and by the evaluations a quarter of the loss at the start is left
     fine              none of these, and there are evaluations
 

@@ -9,8 +9,8 @@
               4 errors for high confidence, 2 for medium
 
 Only trials that came to their end are compared: one that was given up early has a loss of another step. Of
-`sweep.json` it reads `trials` (`name`, `settings`, `loss`, `state`) and of `best` the `trial`. Knows nothing of
-how a sweep is made.
+`sweep.json` it reads `trials` (`name`, `settings`, `loss`, `state`) and of `best` the `trial`. Knows nothing
+of how a sweep is made.
 """
 
 from __future__ import annotations
@@ -141,7 +141,7 @@ def _best(document: Mapping[str, Any], members: Sequence[Member]) -> tuple[Membe
 
 
 def _not_compared(members: Sequence[Member], compared: set[str]) -> list[str]:
-    """What to say where options vary, and no block has all their values: settings that were drawn have none."""
+    """What to say where options vary and no block has all their values, as of settings that were drawn."""
     names = {name for member in members for name in member.settings} - {_SEED, *_tied("rank", members)}
     vary = {name for name in names if len({_plain(member.settings.get(name)) for member in members}) > 1}
     if not vary:
