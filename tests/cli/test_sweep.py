@@ -91,6 +91,18 @@ def test_options_from_a_file(scumble, folder, letters_folder):
         (("--budget", "30"), "--budget is '30', and must be a time such as 90s, 30m or 1h30m"),
         (("--search", "bayes"), "--search is 'bayes'"),
         (("--rank", 2, "--rank", 2), "--rank is 2 twice"),
+        (("--rank", "2,4"), "--rank is '2,4', and several values are not joined by commas"),
+        *(
+            ((name, one, name, other), f"{name} has several values, and it is one for the sweep")
+            for name, one, other in (
+                ("--search", "grid", "random"),
+                ("--trials", 3, 4),
+                ("--eta", 2, 3),
+                ("--budget", "1m", "2m"),
+                ("--metric", "exact_match", "json_valid"),
+                ("--score", 2, 3),
+            )
+        ),
         (("--config", "none.yaml"), "the configuration none.yaml does not exist"),
     ],
 )
@@ -99,6 +111,23 @@ def test_what_is_wrong_is_said_before_the_base_is_loaded(fails, folder, unloaded
     assert found.startswith(message)
     assert hint
     assert not (folder / "s").exists()
+
+
+def test_where_all_trials_fail_the_exit_status_says_so(scumble, folder, letters_folder):
+    words = ("--base", letters_folder, *HOW[:-2], "--learning-rate", 1e29, "--learning-rate", 1e30)
+    ended = scumble("sweep", "some.jsonl", "--out", "s", *words)
+    assert ended.code == 1
+    assert ended.failure[0].startswith("error: no setting came to its end: 2 of 2 trials failed, 001-")
+    assert ended.failure[1].startswith("  hint: lower --learning-rate")
+
+
+def test_a_shifted_beginning_may_be_saved_in_the_rank_trained(scumble, folder, letters_folder):
+    words = ("--init", "pissa", "--init-compress", "--rank", 2, "--rank", 4, "--base", letters_folder, *HOW)
+    assert scumble("sweep", "some.jsonl", "--out", "s", *words).code == 0
+    config = json.loads(
+        (folder / "s" / "trials" / "001-rank2" / "adapter" / "adapter_config.json").read_text()
+    )
+    assert config["r"] == 2  # twice it without
 
 
 @pytest.mark.parametrize("halving", [(), ("--halving",)], ids=["all", "halving"])

@@ -12,6 +12,7 @@ if TYPE_CHECKING:
 
 NAME = "sweep"
 Values: TypeAlias = list[str] | None
+Numbers: TypeAlias = list[int] | None
 _SHAPE, _COURSE, _ALL = "What may vary", "How it is trained, what may vary too", "The same for all trials"
 
 
@@ -24,26 +25,25 @@ def run(
         Path | None, typer.Option(help="YAML file with options and lists of them; those given here win.")
     ] = None,
     search: Annotated[
-        str | None, typer.Option(help="grid takes all combinations; random and tpe draw some. [grid]")
+        Values, typer.Option(help="grid takes all combinations; random and tpe draw some. [grid]")
     ] = None,
     trials: Annotated[
-        int | None,
+        Numbers,
         typer.Option(help="Settings drawn, each with every seed; of a grid, the most. [16, or 512]"),
     ] = None,
     halving: Annotated[
-        bool | None, typer.Option("--halving", help="Successive halving: the worst are ended early.")
+        bool | None,
+        typer.Option("--halving", help="Successive halving: the worst by loss are ended early."),
     ] = None,
-    eta: Annotated[
-        int | None, typer.Option(help="With --halving, one setting in so many goes on. [2]")
-    ] = None,
+    eta: Annotated[Numbers, typer.Option(help="With --halving, one setting in so many goes on. [2]")] = None,
     budget: Annotated[
-        str | None, typer.Option(help="Time after which all are paused, such as 90s, 30m or 1h30m.")
+        Values, typer.Option(help="Time after which all are paused, such as 90s, 30m or 1h30m.")
     ] = None,
     metric: Annotated[
-        str | None, typer.Option(help="Metric that decides instead of the validation loss.")
+        Values, typer.Option(help="Metric that decides instead of the validation loss.")
     ] = None,
     score: Annotated[
-        int | None, typer.Option(help="Examples that the metric is taken over, at most; 0 for none. [200]")
+        Numbers, typer.Option(help="Examples that the metric is taken over, at most; 0 for none. [200]")
     ] = None,
     rank: Annotated[Values, typer.Option(help="Rank of the update. [8]", rich_help_panel=_SHAPE)] = None,
     alpha: Annotated[
@@ -74,6 +74,14 @@ def run(
         Values,
         typer.Option(
             help="default, gaussian, orthogonal, pissa, olora or eva. [default]", rich_help_panel=_SHAPE
+        ),
+    ] = None,
+    init_compress: Annotated[
+        bool | None,
+        typer.Option(
+            "--init-compress",
+            help="Save pissa and olora in the rank trained, not in twice it.",
+            rich_help_panel=_ALL,
         ),
     ] = None,
     seed: Annotated[

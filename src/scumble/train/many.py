@@ -71,7 +71,7 @@ class Trained:
         steps: optimizer steps made.
         loss: the best on the validation data so far; None where there was no evaluation.
         seconds: of training.
-        failed: why it broke off, in one line; None where it did not.
+        failed: why it broke off and what to do, in one line; None where it did not.
     """
 
     trial: Trial
@@ -263,7 +263,7 @@ class _Many:
                 try:
                     run = begun.finish()
                 except TrainingError as error:
-                    failed = error.message
+                    failed = str(error)
         if outcome.stopped and outcome.stopped.startswith("stopped by"):
             failed = None  # by somebody, who will go on with it
         losses = [loss for step, loss in outcome.evals if step]

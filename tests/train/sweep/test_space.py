@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from scumble.config import SweepOptions, make
 from scumble.errors import ConfigError, MissingFileError
 from scumble.train.sweep.asked import Asked
 from scumble.train.sweep.space import Range, Space, options_of, values_of
@@ -103,6 +104,20 @@ REFUSED = [
     ({"seed": "1..4"}, "--seed is 1..4, and seeds are not drawn"),
     ({"rank": "8..4"}, "--rank is 8..4, and a range goes from a number to a larger one"),
     ({"learning_rate": "1e-4..1e-2"}, "--learning-rate is 0.0001..0.01, and a grid takes values"),
+    (
+        {"learning_rate": "1e-4...1e-2", "search": "random"},
+        "--learning-rate is 1e-4...1e-2, and a range has two dots",
+    ),
+    ({"rank": "4,16"}, "--rank is '4,16', and several values are not joined by commas"),
+    ({"alpha": ["2r,4r"]}, "--alpha is '2r,4r', and several values are not joined by commas"),
+    (
+        {"schedule": "linear, cosine"},
+        "--schedule is 'linear, cosine', and several values are not joined by commas",
+    ),
+    (
+        {"targets": "minimal,comprehensive"},
+        "--targets is 'minimal,comprehensive', and several values are not",
+    ),
     ({"method": "full"}, "--method full cannot be swept"),
     ({"eval": 0}, "--eval 0 leaves nothing to compare trials by"),
     ({"rnak": [4]}, "--rnak is not a known option"),
@@ -127,6 +142,36 @@ def test_what_cannot_be_swept_is_refused(values, message):
     assert caught.value.message.startswith(message)
     assert caught.value.hint
     assert "\n" not in str(caught.value)
+
+
+def test_values_that_are_joined_by_commas_are_shown_as_they_should_be_given():
+    with pytest.raises(ConfigError) as caught:
+        Asked.of({"rank": "4,16"}, None)
+    assert caught.value.hint == "give each: --rank 4 --rank 16; in a file [4, 16]"
+    assert values_of("targets", "q_proj,v_proj") == ("q_proj,v_proj",)
+    assert values_of("rates", "q_proj=1e-4,mlp=5e-5") == ({"q_proj": 1e-4, "mlp": 5e-5},)
+
+
+def test_no_more_trials_are_proposed_than_can_be_asked_for():
+    for ranks, said in ((100, True), (101, False)):
+        given_ = {"rank": list(range(1, ranks + 1)), "epochs": list(range(1, 101))}
+        with pytest.raises(ConfigError) as caught:
+            Asked.of(given_, None)
+        assert ("say --trials" in caught.value.hint) == said
+        assert "--search random --trials 100" in caught.value.hint
+    assert make(SweepOptions, trials=10_000).trials == 10_000
+
+
+def test_a_wrong_value_in_a_file_has_a_hint(tmp_path):
+    path = tmp_path / "sweep.yaml"
+    for text, hint in (
+        ("rank: [4, x]\n", "rank of the update; the default is 8"),
+        ("schedule: [linear, cosin]\n", "how the rate falls after the warm-up; the default is linear"),
+    ):
+        path.write_text(text)
+        with pytest.raises(ConfigError) as caught:
+            Asked.of({}, path)
+        assert caught.value.hint == hint
 
 
 def test_a_budget_is_read():

@@ -21,6 +21,7 @@ from scumble.errors import (
     TrainingError,
 )
 from scumble.lora.bank import Bank
+from scumble.train.many import Trial, train_many
 from scumble.train.run import train
 from scumble.train.sweep.sweep import sweep
 from tests.bases import letters_tokenizer, make_letters_base, sums
@@ -269,6 +270,81 @@ def test_it_refuses_to_go_on_under_other_options(swept):
         swept(resume=True, data=sums(17))
     with pytest.raises(ConfigError, match="the base is not what the sweep in"):
         swept(resume=True, base=make_letters_base(seed=1))
+
+
+def test_what_was_left_to_the_default_is_called_so(swept):
+    swept(budget=1e-9)
+    with pytest.raises(ConfigError, match=r"--rank is 16, and the sweep in .* was begun with the default"):
+        swept(rank=16, resume=True)
+
+
+def test_the_rest_of_the_options_is_what_was_written_down(swept):
+    first = swept(rank=[2, 4], search="random", trials=2, max_steps=1)
+    again = swept(search="random", max_steps=1, resume=True)
+    assert again.best == first.best
+    with pytest.raises(ConfigError, match=r"--search is tpe, and the sweep in .* was begun with random"):
+        swept(search="tpe", max_steps=1, resume=True)
+
+
+def test_where_all_trials_fail_it_fails(swept, tmp_path):
+    said = r"no setting came to its end: 2 of 2 trials failed, 001-learning-rate1e\+29 with: step "
+    with pytest.raises(TrainingError, match=said) as caught:
+        swept(learning_rate=[1e29, 1e30])
+    assert caught.value.hint.startswith("lower --learning-rate")
+    assert "\n" not in str(caught.value)
+    assert "failed: step " in (tmp_path / "sweep" / "report.html").read_text()
+    with pytest.raises(TrainingError, match=said):
+        sweep(sums(16), out=tmp_path / "sweep", resume=True, quiet=True)
+
+
+def test_from_an_adapter_no_shape_of_a_fresh_one_is_recorded(swept, base, tmp_path):
+    first = train(sums(16), out=tmp_path / "first", base=base, rank=4, quiet=True, **{**HOW, "max_steps": 1})
+    done = swept(from_=str(first.adapter), learning_rate=[1e-3, 1e-2], max_steps=1)
+    for trial in done.trials:
+        assert set(trial.settings) == {"learning_rate", "seed"}
+    assert done.table().row_count == 2
+    assert (
+        swept(out=tmp_path / "seeds", from_=str(first.adapter), seed=[0, 1], max_steps=1).table().row_count
+        == 1
+    )
+
+
+def test_why_a_trial_broke_off_says_what_to_do(base, tmp_path):
+    trial = Trial(tmp_path / "one", {**HOW, "learning_rate": 1e30})
+    (found,) = train_many(sums(16), [trial], base=base)
+    assert "lower --learning-rate" in found.failed
+
+
+def test_halving_says_that_it_goes_by_loss_where_a_metric_decides(swept, capsys, tmp_path):
+    how = {"learning_rate": [1e-3, 1e-2], "max_steps": 2, "quiet": False}
+    swept(halving=True, metric="exact_match", **how)
+    note = "halving ends trials by validation loss; exact_match decides among those that come to their end"
+    assert capsys.readouterr().err.count(note) == 1
+    swept(out=tmp_path / "other", halving=True, **how)
+    assert "halving ends trials" not in capsys.readouterr().err
+
+
+def test_tpe_out_of_its_budget_counts_all_that_was_asked_for(swept, capsys):
+    pytest.importorskip("optuna")
+    how = {"search": "tpe", "trials": 10, "learning_rate": "1e-5..1e-1", "budget": 1e-9, "quiet": False}
+    done = swept(**how)
+    assert done.words()[-2] == "not finished: 10 of 10 trials; go on with --resume"
+    assert "the budget is spent: 0 of 10 trials are over" in capsys.readouterr().err
+    assert "10 trials are not finished" in done.report.read_text()
+
+
+def test_damaged_marks_are_made_anew(swept, tmp_path, capsys):
+    swept(rank=[2, 4], metric="exact_match", max_steps=1)
+    whole = without_times(tmp_path / "sweep")
+    score = tmp_path / "sweep" / "trials" / "001-rank2" / "score.json"
+    marks = score.read_text()
+    score.write_text("[]")
+    swept(max_steps=1, resume=True, quiet=False)
+    assert (
+        "score.json does not hold this sweep's marks: the answers are marked anew" in capsys.readouterr().err
+    )
+    assert score.read_text() == marks
+    assert without_times(tmp_path / "sweep") == whole
 
 
 def test_nothing_is_left_where_it_cannot_begin(swept, tmp_path):

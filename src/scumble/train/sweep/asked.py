@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from pydantic import ValidationInfo, create_model, field_validator
+from pydantic import Field, ValidationInfo, create_model, field_validator
 
 from scumble.compare.metrics import metric_named
 from scumble.complaints import flag
@@ -21,6 +21,7 @@ from scumble.train.sweep.space import Space, values_of
 
 MOST = 512  # trials of a grid that nobody asked for by number
 DRAWN = 16  # settings that are drawn where nobody said how many
+_LIMIT = 10_000  # what --trials may be at most
 _DIFFERS = "leave it out, or start over with --force"
 
 
@@ -42,7 +43,10 @@ class _Given(SweepOptions):
         return value
 
 
-_FIELDS: Any = dict.fromkeys(TrainOptions.model_fields, (Any, None))
+_FIELDS: Any = {
+    name: (Any, Field(field.default, description=field.description))
+    for name, field in TrainOptions.model_fields.items()
+}
 # an option group like those of `scumble.config`, so that a file is read as theirs are, and a wrong name finds the nearest
 Given: type[Options] = create_model("Given", __base__=_Given, **_FIELDS)
 
@@ -62,8 +66,16 @@ class Asked:
     named: frozenset[str]
 
     @classmethod
-    def of(cls, given: Mapping[str, Any], config: str | Path | None, base: Any = None) -> Asked:
+    def of(
+        cls, given: Mapping[str, Any], config: str | Path | None, base: Any = None, *, whole: bool = True
+    ) -> Asked:
         """Read what was given; what is None was not, and wins over the file where it was.
+
+        Args:
+            given: options by name.
+            config: a YAML file with more of them.
+            base: the name of one.
+            whole: it is all of a sweep; False: the rest was written down when that was begun.
 
         Raises:
             ConfigError: an option is not known or has no such value, or two contradict each other.
@@ -77,7 +89,8 @@ class Asked:
         for name in sorted(set(theirs) - set(TrainOptions.model_fields)):
             make(Given, **{name: theirs[name]})  # names the nearest
         found = cls(Space.of(theirs), make(SweepOptions, **_single(own)), frozenset(values))
-        found._check()
+        if whole:
+            found._check()
         return found
 
     @classmethod
@@ -86,6 +99,11 @@ class Asked:
         space = facts["space"]
         values = {**space["axes"], "seed": space["seeds"], **space["fixed"]}
         return cls(Space.of(values), make(SweepOptions, **facts["search"]), frozenset())
+
+    @property
+    def drawn(self) -> int:
+        """Settings that random and tpe draw."""
+        return int(min(self.options.trials or DRAWN, self.space.size))
 
     def to_dict(self) -> dict[str, Any]:
         """What `sweep.json` holds of it; the budget is one of a single call."""
@@ -120,10 +138,13 @@ class Asked:
 
     def _shown(self, name: str) -> str:
         if name in SweepOptions.model_fields:
-            return str(getattr(self.options, name))
-        if name == "seed":
-            return ", ".join(map(str, self.space.seeds))
-        found = self.space.axes.get(name, (self.space.fixed.get(name),))
+            found = getattr(self.options, name)
+        elif name == "seed":
+            found = self.space.seeds
+        else:
+            found = self.space.axes.get(name, self.space.fixed.get(name))
+        if found is None:
+            return "the default"
         return ", ".join(map(str, found)) if isinstance(found, tuple) else str(found)
 
     def _check(self) -> None:
@@ -151,9 +172,10 @@ class Asked:
             many, most = self.space.size * len(self.space.seeds), options.trials or MOST
             if many > most:
                 said = f"--trials is {most}" if options.trials else f"more than {MOST} have to be meant"
+                draw = f"draw some with --search random --trials {min(most, 100)}"
                 raise ConfigError(
                     f"the grid has {many:,} trials, and {said}",
-                    f"say --trials {many}, or draw some with --search random --trials {min(most, 100)}",
+                    f"say --trials {many}, or {draw}" if many <= _LIMIT else draw,
                 )
         elif not self.space.axes:
             raise ConfigError(
@@ -163,10 +185,14 @@ class Asked:
 
 
 def _single(own: Mapping[str, Any]) -> dict[str, Any]:
-    """The options of the sweep itself, which have one value each."""
+    """The options of the sweep itself, which have one value each; the command line gives each as a list."""
+    found = dict(own)
     for name, value in own.items():
-        if isinstance(value, list | tuple):
+        if not isinstance(value, list | tuple):
+            continue
+        if len(value) != 1:
             raise ConfigError(
                 f"{flag(name)} has several values, and it is one for the sweep", "give one of them"
             )
-    return dict(own)
+        found[name] = value[0]
+    return found

@@ -21,6 +21,9 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
+from pydantic import BaseModel
+
+from scumble.config import TrainOptions, make
 from scumble.errors import ConfigError, MissingFileError, OutputError
 from scumble.files import new_folder, write_text
 from scumble.train.sweep.asked import Asked
@@ -28,6 +31,69 @@ from scumble.train.sweep.lines import Line, best_of, lines_of
 from scumble.train.sweep.trials import SweepTrial
 
 NAME, TRIALS, BEST, SCORE = "sweep.json", "trials", "best", "score.json"
+# what reading JSON of another kind than was written comes to, deep nesting and huge numbers among it
+_DAMAGED = (ValueError, LookupError, TypeError, RecursionError, OverflowError)
+
+
+class _Base(BaseModel):
+    name: str
+    hash: str
+
+
+class _Data(BaseModel):
+    source: str
+    hash: str
+
+
+class _Metric(BaseModel):
+    name: str
+    decides: bool
+    part: str
+    examples: int
+
+
+class _Ground(BaseModel):
+    base: _Base
+    data: _Data
+    validation: _Data
+    metric: _Metric | None
+
+
+class _Rung(BaseModel):
+    share: float
+    losses: dict[int, float | None]
+    kept: list[int]
+
+
+class _Times(BaseModel):
+    started: str
+    seconds: float
+    peak_bytes: int | None
+
+
+class _Document(BaseModel):
+    """What `sweep.json` has to hold so that a sweep can be shown, and gone on with."""
+
+    ground: _Ground
+    trials: list[SweepTrial]
+    rungs: list[_Rung]
+    complete: bool
+    times: _Times
+
+    def check(self, asked: Asked) -> None:
+        """Raise `ValueError` where its trials are not those of what was asked for."""
+        lines = {trial.line for trial in self.trials}
+        named = {line for rung in self.rungs for line in (*rung.losses, *rung.kept)}
+        settings = {*asked.space.axes, "seed"}
+        if lines != set(range(len(lines))) or not named <= lines:
+            raise ValueError("a line of trials is missing")
+        for trial in self.trials:
+            if min(trial.of, trial.steps, trial.parameters or 0, trial.bytes or 0, trial.memory or 0) < 0:
+                raise ValueError("a trial has less than nothing")
+            if not settings <= {name for name, value in trial.settings.items() if value is not None}:
+                raise ValueError("a setting of a trial is missing")
+            for values in (trial.settings, trial.options):
+                make(TrainOptions, **values)
 
 
 @dataclass
@@ -77,13 +143,14 @@ class Journal:
         if not path.is_file():
             raise MissingFileError(f"{folder} is no sweep: it has no {NAME}", "choose another --out")
         try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-            trials = [SweepTrial.from_dict(each) for each in found["trials"]]
+            text = path.read_text(encoding="utf-8")
+            found, read = json.loads(text), _Document.model_validate_json(text, strict=True)
             asked = Asked.recorded(found)
+            read.check(asked)
             journal = cls(
-                folder, asked, found["ground"], trials, found["rungs"], found["complete"], found["times"]
+                folder, asked, found["ground"], read.trials, found["rungs"], read.complete, found["times"]
             )
-        except (ValueError, LookupError, TypeError) as error:
+        except _DAMAGED as error:
             raise ConfigError(f"{path} is damaged", "start over with --force") from error
         journal._since = time.monotonic()
         return journal
@@ -96,6 +163,16 @@ class Journal:
         """Whether the metric decides on the best."""
         return bool(self.ground["metric"] and self.ground["metric"]["decides"])
 
+    @property
+    def left(self) -> int:
+        """Trials that are not over, those that tpe has not drawn yet among them."""
+        if self.complete:
+            return 0
+        many = len(self.trials)
+        if self.asked.options.search == "tpe":
+            many = max(many, self.asked.drawn * len(self.asked.space.seeds))
+        return many - sum(trial.over for trial in self.trials)
+
     def place(self, trial: SweepTrial) -> Path:
         """The folder of its run."""
         return self.folder / TRIALS / trial.name
@@ -104,9 +181,10 @@ class Journal:
         """Of each trial that was scored, the marks of its answers."""
         return {trial.name: found for trial in self.trials if (found := self._marks(trial)) is not None}
 
-    def scored(self, trial: SweepTrial) -> bool:
-        """Whether a trial's answers were marked."""
-        return self._marks(trial) is not None
+    def unmarked(self) -> list[SweepTrial]:
+        """The trials that have an adapter, and whose answers are still to be marked."""
+        done = [trial for trial in self.trials if trial.state in ("finished", "ended")]
+        return [trial for trial in done if self.ground["metric"] and self._marks(trial) is None]
 
     def keep_marks(self, trial: SweepTrial, marks: list[float]) -> None:
         """Keep the marks of a trial's answers."""
@@ -164,17 +242,22 @@ class Journal:
         return link
 
     def check_ground(self, now: Mapping[str, Any]) -> None:
-        """Refuse another base or other data than the sweep was begun with.
+        """Refuse another base or other data than the sweep was begun with, those of the metric among them.
 
         Raises:
             ConfigError: with what differs, both values.
         """
-        for what, title in (("base", "base"), ("data", "training data"), ("validation", "validation data")):
-            before, found = self.ground[what]["hash"], now[what]["hash"]
+        titles = {"base": "base", "data": "training data", "validation": "validation data"}
+        if metric := self.ground["metric"]:
+            titles["metric"] = f"{metric['part']} data"
+        for what, title in titles.items():
+            # an earlier version may have written no hash of what the metric is taken over
+            found = (now[what] or {}).get("hash")
+            before = self.ground[what].get("hash", found)
             if before != found:
                 raise ConfigError(
                     f"the {title} is not what the sweep in {self.folder} was begun with: "
-                    f"its hash is {found}, and was {before}",
+                    f"its hash is {found or 'none'}, and was {before}",
                     "give what it was begun with, or start over with --force",
                 )
 
@@ -187,11 +270,14 @@ class Journal:
                 path.unlink() if not path.is_dir() or path.is_symlink() else shutil.rmtree(path)
 
     def _marks(self, trial: SweepTrial) -> list[float] | None:
+        metric = self.ground["metric"]
         try:
             found = json.loads((self.place(trial) / SCORE).read_text(encoding="utf-8"))
-        except (OSError, ValueError):
+            marks = [float(mark) for mark in found["marks"]]
+            right = found["metric"] == metric and len(marks) == metric["examples"]
+        except (OSError, *_DAMAGED):
             return None
-        return list(found["marks"]) if found["metric"] == self.ground["metric"] else None
+        return marks if right and all(0 <= mark <= 1 for mark in marks) else None
 
     def _spent(self) -> float:
         return time.monotonic() - self._since

@@ -51,7 +51,7 @@ def render_sweep(journal: Journal) -> str:
         base=str(journal.ground["base"]["name"]).rstrip("/").rpartition("/")[2],
         source=str(journal.ground["data"]["source"]).rstrip("/").rpartition("/")[2],
         lead=_lead(journal, lines),
-        open=[] if journal.complete else [trial.name for trial in journal.trials if not trial.over],
+        left=journal.left,
         headline=_headline(journal, best[0] if best else None, names, document),
         columns=[titled(name) for name in shown],
         metric=metric,

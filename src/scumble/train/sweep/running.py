@@ -11,9 +11,11 @@ so a sweep that was killed goes on to the same end. Knows `train_many`, and noth
 from __future__ import annotations
 
 import json
+import shlex
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import closing
+from pathlib import Path
 from statistics import fmean
 from typing import Any
 
@@ -24,7 +26,7 @@ from scumble.progress import Reporter
 from scumble.train.many import Trained, Trial, train_many
 from scumble.train.sweep.ground import SweepGround
 from scumble.train.sweep.halving import going_on, reason, shares, steps_at
-from scumble.train.sweep.journal import Journal
+from scumble.train.sweep.journal import SCORE, Journal
 from scumble.train.sweep.tpe import Tpe
 from scumble.train.sweep.trials import State, trials_of
 
@@ -213,7 +215,12 @@ class Running:
                 deadline=None if ends else self.deadline,
             )
         except TrainingError as error:
-            raise TrainingError(error.message, self._command()) from error
+            # of all trials, and not of those alone that were trained now
+            stopped, over = error.message.partition("; ")[0], sum(trial.over for trial in self.journal.trials)
+            many = f"{over} of {over + self.journal.left} trials are over"
+            raise TrainingError(
+                f"{stopped}; {many}, and what the others came to is kept", self._command()
+            ) from error
         return all(
             not trained.paused or (number in goals and trained.steps >= goals[number])
             for number, trained in zip(waiting, found, strict=True)
@@ -244,7 +251,10 @@ class Running:
         scoring, trials = self.ground.scoring, self.journal.trials
         if scoring is None:
             return
-        waiting = [t for t in trials if t.state in ("finished", "ended") and not self.journal.scored(t)]
+        waiting = self.journal.unmarked()
+        for trial in waiting:
+            if (path := self.journal.place(trial) / SCORE).exists():
+                self.reporter.warn(f"{path} does not hold this sweep's marks: the answers are marked anew")
         base = self.ground.base
         if waiting:
             total = len(waiting) * len(scoring.examples)
@@ -265,7 +275,10 @@ class Running:
         self.journal.write()
 
     def _command(self) -> str:
-        return f"go on with: scumble sweep {self.journal.ground['data']['source']} --out {self.journal.folder} --resume"
+        folder = str(self.journal.folder)
+        if not isinstance(self.data, str | Path):
+            return f"go on with: sweep(..., out={folder!r}, resume=True)"
+        return f"go on with: {shlex.join(['scumble', 'sweep', str(self.data), '--out', folder, '--resume'])}"
 
 
 def _state(trained: Trained, facts: Mapping[str, Any]) -> tuple[State, str | None]:

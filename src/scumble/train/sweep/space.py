@@ -13,13 +13,14 @@ import itertools
 import math
 import random
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 from scumble.complaints import flag
 from scumble.config import LoraOptions, Options, TrainOptions, make
 from scumble.errors import ConfigError
+from scumble.lora.targets import ALL_LINEAR, TARGET_SETS
 
 # what a trial may have of its own, in the order in which it is shown
 VARIES = (
@@ -183,7 +184,24 @@ def _value(name: str, value: Any) -> Any:
         value = ",".join(map(str, value))
     if isinstance(value, Options) or value is None:
         raise ConfigError(f"{flag(name)} has an empty value", "leave it out, or name one")
+    if isinstance(value, str) and "," in value and name in VARIES:
+        _refuse_joined(name, [part.strip() for part in value.split(",")], value)
     return getattr(make(TrainOptions, **{name: value}), name)
+
+
+def _refuse_joined(name: str, parts: Sequence[str], value: str) -> None:
+    """Refuse `4,16`, of which each part is a value; modules and their rates joined by commas are one."""
+    if name == "rates" or (name == "targets" and not {*TARGET_SETS, ALL_LINEAR} & set(parts)):
+        return
+    for part in parts:
+        try:
+            _value(name, part)
+        except ConfigError:
+            return
+    raise ConfigError(
+        f"{flag(name)} is {value!r}, and several values are not joined by commas",
+        f"give each: {' '.join(f'{flag(name)} {part}' for part in parts)}; in a file [{', '.join(parts)}]",
+    )
 
 
 def _range(name: str, value: Any) -> Range | None:
@@ -192,6 +210,8 @@ def _range(name: str, value: Any) -> Range | None:
     found = _RANGE.fullmatch(value) if isinstance(value, str) else None
     if found is None or not re.search(r"\b(int|float)\b", kind) or "str" in kind or "dict" in kind:
         return None
+    if "..." in value:  # of which the third would be a decimal point
+        raise ConfigError(f"{flag(name)} is {value}, and a range has two dots", "write LOW..HIGH")
     low, high = _value(name, found[1]), _value(name, found[2])
     if isinstance(low, str) or isinstance(high, str) or not low < high or not math.isfinite(high):
         raise ConfigError(

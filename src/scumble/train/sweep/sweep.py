@@ -6,6 +6,7 @@ Knows the order in which things happen; the parts are in the files beside it.
 from __future__ import annotations
 
 import os
+import shlex
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,7 +15,7 @@ from typing import Any
 from rich.table import Table
 
 from scumble.config import TrainOptions
-from scumble.errors import ConfigError
+from scumble.errors import ConfigError, TrainingError
 from scumble.files import refuse_existing, write_text
 from scumble.models.base import Base
 from scumble.progress import Reporter
@@ -48,6 +49,7 @@ class Sweep:
             setting came to its end.
         metric: what `sweep.json` says of the metric; None where none is taken.
         complete: there is nothing left to do.
+        left: trials that are not over, those that tpe has not drawn yet among them.
         report: the page.
     """
 
@@ -57,6 +59,7 @@ class Sweep:
     best: dict[str, Any] | None
     metric: dict[str, Any] | None
     complete: bool
+    left: int
     report: Path
     document: dict[str, Any]
 
@@ -74,16 +77,16 @@ class Sweep:
 
     def words(self) -> list[str]:
         """What is to be said below the table: who ended early and why, what is open, the best, and what can be done next."""
-        out = self.out
         said = [f"{line.trials[0]}: {note}" for line in self.lines if (note := why(line))]
         if not self.complete:
-            left = sum(not trial.over for trial in self.trials)
-            said.append(f"not finished: {left} of {len(self.trials)} trials; go on with --resume")
+            many = self.left + sum(trial.over for trial in self.trials)
+            said.append(f"not finished: {self.left} of {many} trials; go on with --resume")
         if self.best is not None:
             said.append(f"best adapter: {self.adapter}, of {self.best['trial']}")
         said.append(f"report: {self.report}")
         if self.best is not None:
-            said.append(f"next: scumble compare {out / BEST} --data FILE    or    scumble chat {out / BEST}")
+            best = shlex.quote(str(self.out / BEST))
+            said.append(f"next: scumble compare {best} --data FILE    or    scumble chat {best}")
         return said
 
     def to_dict(self) -> dict[str, Any]:
@@ -122,18 +125,19 @@ def sweep(
 
     Raises:
         ScumbleError: with one line on what is wrong, where, and what to do.
-        TrainingError: somebody stopped it; what there is can be gone on with.
+        TrainingError: somebody stopped it, and it can be gone on with; or no setting came to its end.
     """
-    asked = Asked.of(options, config, None if isinstance(base, Base) else base)
     if resume and force:
         raise ConfigError("--resume and --force are both given", "go on with the sweep, or start over")
     folder = Path(out).expanduser()
-    journal = Journal.opened(folder) if resume and os.path.lexists(folder) else None
+    begun = resume and os.path.lexists(folder)
+    asked = Asked.of(options, config, None if isinstance(base, Base) else base, whole=not begun)
+    journal = Journal.opened(folder) if begun else None
     reporter = LiveReporter(quiet=quiet)
     deadline = late(asked.options.budget)
     if journal is not None:
         asked.check_same(journal.asked, folder)
-        if journal.complete:
+        if journal.complete and not journal.unmarked():
             reporter.note(f"the sweep in {folder} is finished")
             return _result(journal)
     else:
@@ -172,7 +176,7 @@ def _run(
     if not journal.complete:
         over = sum(trial.over for trial in journal.trials)
         reporter.note(
-            f"the budget is spent: {over} of {len(journal.trials)} trials are over; go on with --resume"
+            f"the budget is spent: {over} of {over + journal.left} trials are over; go on with --resume"
         )
     return _result(journal)
 
@@ -195,7 +199,7 @@ def _planned(asked: Asked, ground: SweepGround) -> list[SweepTrial]:
 def _combinations(asked: Asked) -> Sequence[Combination]:
     if asked.options.search == "grid":
         return list(asked.space.grid())
-    return asked.space.random(asked.options.trials or DRAWN) if asked.options.search == "random" else []
+    return asked.space.random(asked.drawn) if asked.options.search == "random" else []
 
 
 def _ends(asked: Asked) -> dict[str, Any]:
@@ -234,8 +238,15 @@ def _announce(journal: Journal, reporter: Reporter) -> None:
         reporter.note(
             f"{metric['name']} is taken over {metric['examples']} {metric['part']} examples{decides}"
         )
+        if metric["decides"] and journal.asked.options.halving:
+            reporter.note(
+                f"halving ends trials by validation loss; {metric['name']} decides among those "
+                "that come to their end"
+            )
     if done := sum(trial.over for trial in trials):
-        reporter.note(f"the sweep in {journal.folder} goes on: {done} of {len(trials)} trials are over")
+        reporter.note(
+            f"the sweep in {journal.folder} goes on: {done} of {done + journal.left} trials are over"
+        )
 
 
 def _say_choices(journal: Journal, ground: SweepGround, reporter: Reporter) -> None:
@@ -248,6 +259,13 @@ def _say_choices(journal: Journal, ground: SweepGround, reporter: Reporter) -> N
 
 def _result(journal: Journal) -> Sweep:
     document = journal.to_dict()
+    failed = [trial for trial in journal.trials if trial.state == "failed"]
+    if journal.complete and document["best"] is None and failed:
+        raise TrainingError(
+            f"no setting came to its end: {len(failed)} of {len(journal.trials)} trials failed, "
+            f"{failed[0].name} with: {failed[0].reason}",
+            f"lower --learning-rate, or use --dtype fp32; all reasons are in {journal.folder / REPORT}",
+        )
     return Sweep(
         out=journal.folder,
         trials=journal.trials,
@@ -255,6 +273,7 @@ def _result(journal: Journal) -> Sweep:
         best=document["best"],
         metric=journal.ground["metric"],
         complete=journal.complete,
+        left=journal.left,
         report=journal.folder / REPORT,
         document=document,
     )

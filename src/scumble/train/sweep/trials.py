@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, fields, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 from scumble.config import TrainOptions, make
@@ -73,11 +73,6 @@ class SweepTrial:
         """What `sweep.json` holds of it."""
         return asdict(self)
 
-    @classmethod
-    def from_dict(cls, found: Mapping[str, Any]) -> SweepTrial:
-        """From what `to_dict` gave."""
-        return cls(**{each.name: found[each.name] for each in fields(cls)})
-
 
 def trials_of(
     combinations: Sequence[Combination],
@@ -115,12 +110,9 @@ def trials_of(
 def _settings(combination: Combination, options: Mapping[str, Any], settled: Settings) -> dict[str, Any]:
     """The axes first; then what people ask for, whether it varies or not."""
     made = make(TrainOptions, **options)
-    asked = {
-        "rank": made.rank,
-        "alpha": made.alpha,
-        "targets": made.targets,
-        "learning_rate": settled.learning_rate,
-    }
+    # an adapter that is gone on from has a shape of its own, and its defaults are not those of a fresh one
+    names = [name for name in ("rank", "alpha", "targets") if name in options or made.from_ is None]
+    asked = {**{name: getattr(made, name) for name in names}, "learning_rate": settled.learning_rate}
     return {**{name: options[name] for name in combination}, **asked, "seed": options["seed"]}
 
 
