@@ -18,10 +18,9 @@ from scumble.errors import ConfigError
 
 # Highest rates that are tried. For all weights a tenth of LoRA's, as Schulman et al. (2025) found.
 RATES: dict[str, tuple[float, ...]] = {"lora": (1e-3, 3e-3, 9e-3), "full": (1e-4, 3e-4, 9e-4)}
-# Tokens a second on two quiet cores, of training by what is trained, in steps of 4 examples of 40 tokens, and of scoring.
-# Of LoRA on q and v 320 were measured in steps of 16; small steps share less of what examples begin with. The others are
-# as much slower as they were beside it on one core; of all weights, AdamW over 135 M numbers is most of so small a step.
-SPEEDS = {"minimal": 270.0, "standard": 245.0, "comprehensive": 220.0, "full": 45.0, "scoring": 600.0}
+# Tokens a second on two quiet cores of an Intel Xeon, of training by what is trained, in steps of 4 examples of 40 tokens,
+# and of scoring: measured in a quick run and a whole one.
+SPEEDS = {"minimal": 310.0, "standard": 300.0, "comprehensive": 260.0, "full": 125.0, "scoring": 880.0}
 STEP = 3.0  # from one rate to the next
 AT_END = 1 / 3  # of the ways, whose best rate is expected at an end of those tried
 BEGINNING = 110.0  # seconds of loading the base, reading data and measuring memory
