@@ -17,6 +17,7 @@ from scumble.lab.lesson.memory import SAID
 from scumble.pages.render import DASH, duration, render, setting
 
 Document = Mapping[str, Any]
+WHOLE = "\N{NO-BREAK SPACE}"  # within a figure, which stays in one line where a table is narrow
 
 
 def drawings(document: Document) -> list[tuple[str, str, Drawing]]:
@@ -157,8 +158,8 @@ def _rows(claim: Mapping[str, Any]) -> list[dict[str, str]]:
                 "title": each["title"],
                 "difference": _interval(each["difference"], unit, name),
                 "evidence": _interval(each["evidence"], unit, ""),
-                "level": f"{100 * each['difference']['level']:.3g} %",
-                "p": ", ".join(f"{test} p = {p:.2g}" for test, p in each["p"].items()) or DASH,
+                "level": f"{100 * each['difference']['level']:.3g}{WHOLE}%",
+                "p": ", ".join(f"{test} p{WHOLE}={WHOLE}{p:.2g}" for test, p in each["p"].items()) or DASH,
             }
         )
     return found
@@ -170,7 +171,7 @@ def _interval(point: Mapping[str, Any], unit: float, name: str) -> str:
     told = f"{unit * point['mean']:+.{digits}f} {name}".strip()
     if None in ends:
         return f"{told} (no interval from one run)"
-    return f"{told} [{unit * ends[0]:+.{digits}f}, {unit * ends[1]:+.{digits}f}]"
+    return f"{told} [{unit * ends[0]:+.{digits}f},{WHOLE}{unit * ends[1]:+.{digits}f}]"
 
 
 def _way(each: Mapping[str, Any]) -> dict[str, Any]:
@@ -178,7 +179,7 @@ def _way(each: Mapping[str, Any]) -> dict[str, Any]:
     if each["mean"] is not None:
         interval = f"{each['mean']:.1%} [{each['low']:.1%}, {each['high']:.1%}]"
     by_rate = ", ".join(
-        f"{rate}:\N{NO-BREAK SPACE}{DASH if loss is None else format(loss, '.3f')}"
+        f"{rate}:{WHOLE}{DASH if loss is None else format(loss, '.3f')}"
         for rate, loss in each["by_rate"].items()
     )
     return {
