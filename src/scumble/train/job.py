@@ -13,13 +13,14 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from scumble.config import LoraOptions, TrainOptions, make, read_yaml
+from scumble.config import LoraOptions, TrainOptions, make
 from scumble.data.encoding import EncodedSet
 from scumble.errors import ConfigError, OutputError, TrainingError
 from scumble.files import refuse_existing
@@ -28,6 +29,7 @@ from scumble.lora.bank import Bank
 from scumble.lora.spec import LoraSpec
 from scumble.models.base import Base
 from scumble.models.threads import ThreadChoice, threads_for
+from scumble.options_file import read_yaml
 from scumble.progress import Reporter
 from scumble.train.facts import announce, run_facts
 from scumble.train.judging import BeforeAndAfter, measure
@@ -203,7 +205,8 @@ class Begun:
     @property
     def command(self) -> str:
         """What goes on with it."""
-        return f"scumble train {self.record.facts['data']['source']} --out {self.job.folder} --resume"
+        source, folder = str(self.record.facts["data"]["source"]), str(self.job.folder)
+        return shlex.join(["scumble", "train", source, "--out", folder, "--resume"])
 
     def finish(self) -> Run:
         """Write the result and the report of a lane that came to its end.
@@ -317,7 +320,7 @@ def _settled(
     given = {name: value for name, value in options.items() if value is not None}
     name = base.name if isinstance(base, Base) else base
     named = {"base": name} if name or isinstance(base, str) else {}
-    settled = make(TrainOptions, **{**(read_yaml(config) if config else {}), **given, **named})
+    settled = make(TrainOptions, **{**(read_yaml(config, TrainOptions) if config else {}), **given, **named})
     twice = sorted(settled.model_fields_set & set(LoraOptions.model_fields))
     if lora is not None and twice:
         raise ConfigError(

@@ -14,8 +14,9 @@ from pydantic import Field, ValidationInfo, create_model, field_validator
 
 from scumble.compare.metrics import metric_named
 from scumble.complaints import flag
-from scumble.config import Options, SweepOptions, TrainOptions, make, read_yaml
+from scumble.config import Options, SweepOptions, TrainOptions, make
 from scumble.errors import ConfigError
+from scumble.options_file import read_yaml
 from scumble.train.judging import metric_name
 from scumble.train.sweep.space import Space, values_of
 
