@@ -10,6 +10,7 @@ import pytest
 
 from scumble.config import TrainOptions, make
 from scumble.errors import ConfigError, MissingFileError
+from scumble.lora.spec import LoraSpec
 from scumble.train.advice.advise import advise
 from scumble.train.advice.reading import read_run
 from scumble.train.settings import settle
@@ -93,7 +94,11 @@ def test_the_evaluations_that_are_asked_for_come_within_the_run(tmp_path, steps)
 
 @pytest.mark.parametrize(
     "line",
-    ["{", "[1]", "{}", '{"step": "x", "loss": 1}', '{"step": 7, "loss": 1}', '{"step": 7, "loss": "a"}', ROW],
+    [
+        *("{", "[1]", "{}", '{"step": "x", "loss": 1}'),
+        *('{"step": 7, "loss": 1}', '{"step": 7, "loss": "a"}', ROW),
+        ROW.replace('"x"', "1" + 400 * "0"),  # a number, but beyond every float
+    ],
 )
 def test_a_damaged_line_is_named(tmp_path, line):
     folder = write_run(tmp_path / "run", LOSSES, EVALS)
@@ -115,6 +120,20 @@ def test_half_a_last_line_of_a_run_that_was_cut_off_is_left_out(tmp_path):
     (folder / "run.json").write_text(json.dumps(facts | {"result": {"stopped": None}}))
     with pytest.raises(ConfigError, match="line 106"):
         advise(folder)
+
+
+def test_what_only_python_can_say_is_named(tmp_path):
+    folder = write_run(tmp_path / "run", LOSSES, EVALS)
+    facts = json.loads((folder / "run.json").read_text())
+    for given, said in (
+        ({}, False),
+        ({"rank_pattern": {"q_proj": 4}, "modules_to_save": ("lm_head",)}, True),
+    ):
+        facts["lora"] = LoraSpec(rank=8, targets=("q_proj", "v_proj"), **given).to_peft()
+        (folder / "run.json").write_text(json.dumps(facts))
+        found = [each for each in advise(folder).missing if "from Python" in each]
+        assert len(found) == said
+        assert all("rank_pattern, modules_to_save" in each for each in found)
 
 
 def test_no_step_and_few_steps_are_silence(tmp_path):

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from scumble.train.advice.case import Case
+from scumble.train.advice.command import unsaid
 from scumble.train.advice.diagnoses import FEW_STEPS, diagnose
 from scumble.train.advice.finding import Finding
 from scumble.train.advice.reading import read_run
@@ -102,6 +103,11 @@ def _missing(case: Case) -> list[str]:
     if case.cut_off:
         missing.append(
             "the run has not come to its end: this is said of what there is; --resume goes on with it"
+        )
+    if names := unsaid(reading):
+        missing.append(
+            f"the run was given {', '.join(names)} from Python, which no command line can say: a command here leaves "
+            "them out; run it from Python with the same lora="
         )
     return [*missing, *reading.missing]
 

@@ -24,6 +24,17 @@ from scumble.lora.targets import expand_targets
 from scumble.train.advice.reading import Reading
 
 _SHAPE = ("rank", "alpha", "targets", "rslora", "dora")  # what an adapter keeps that is gone on from
+_ONLY_IN_PYTHON = (
+    "lora_bias",
+    "bias",
+    "rank_pattern",
+    "alpha_pattern",
+    "layers_to_transform",
+    "layers_pattern",
+    "exclude_modules",
+    "modules_to_save",
+    "trainable_token_indices",
+)
 _TAG = 40  # letters of what a folder's name says of the change
 
 
@@ -124,6 +135,13 @@ def asked(reading: Reading) -> dict[str, Any]:
     if given is None or _names(expand_targets(given)) != _names(spec.targets):
         options["targets"] = spec.targets if isinstance(spec.targets, str) else list(spec.targets)
     return options
+
+
+def unsaid(reading: Reading) -> list[str]:
+    """What Python gave of the adapter's shape that a command line has no options for, by their names."""
+    told = reading.facts.get("lora")
+    spec, usual = LoraSpec.from_peft(told) if told else LoraSpec(), LoraSpec()
+    return [name for name in _ONLY_IN_PYTHON if getattr(spec, name) != getattr(usual, name)]
 
 
 def _names(targets: str | tuple[str, ...]) -> str | set[str]:

@@ -167,8 +167,9 @@ def _rows(path: Path, *, over: bool) -> list[dict[str, Any]]:
             row = json.loads(line)
             figures = [row[key] for key in _FIGURES if key in row]
             sound = isinstance(row["step"], int) and all(isinstance(each, int | float) for each in figures)
+            list(map(float, [row["step"], *figures]))  # a whole number may be beyond every float
             sound = sound and ("loss" not in row or {"learning_rate", "grad_norm"} <= row.keys())
-        except (ValueError, LookupError, TypeError):
+        except (ValueError, LookupError, TypeError, OverflowError):
             sound = False
         if sound:
             rows.append(row)
