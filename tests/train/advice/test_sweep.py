@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import json
 import math
+import shutil
 
 import numpy as np
 import pytest
@@ -12,7 +13,7 @@ import pytest
 from scumble.errors import ConfigError
 from scumble.train.advice.advise import advise
 from scumble.train.advice.sweep import Member, effects_of, noise_of
-from tests.train.advice.made import write_sweep
+from tests.train.advice.made import an_adapter, write_run, write_sweep
 
 
 def grid(loss, ranks=(4, 8, 16), rates=(0.001, 0.01), seeds=(0, 1)):
@@ -77,6 +78,18 @@ def test_ranks_within_the_noise_are_wasted(tmp_path):
     rank = next(each for each in found.findings if each.topic.startswith("rank"))
     assert rank.topic == "rank wasted"
     assert "--rank 4 --alpha 8" in rank.command
+
+
+def test_a_rank_that_was_measured_goes_before_one_adapter_s_spectrum(tmp_path):
+    folder = write_sweep(tmp_path / "sweep", grid(lambda rank, rate, seed: 1 / rank, rates=(0.01,)))
+    best = folder / "trials" / "004"
+    shutil.rmtree(best)
+    losses, evals = [4.0 * 0.9**step for step in range(100)], {0: 4.0, 25: 0.3, 50: 0.02, 75: 0.02, 100: 0.02}
+    write_run(best, losses, evals, rank=16, alpha=32, adapter=an_adapter(16))
+    assert [each.topic for each in advise(best).findings] == ["fine", "rank wasted"]
+    found = advise(folder)
+    assert "looked at 004" in found.about
+    assert [each.topic for each in found.findings] == ["option", "rank", "fine"]
 
 
 def test_without_seeds_confidence_is_low_and_that_is_said(tmp_path):

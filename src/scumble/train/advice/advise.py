@@ -20,6 +20,7 @@ from scumble.train.advice.sweep import advise_sweep
 # of the next run: with a rate that falls to zero five of them, the fewest whose trend can have p < 0.01,
 # are in the second half of its clock
 _EVALUATIONS = 6
+_OF_RANK = ("rank", "rank wasted")
 
 
 @dataclass(frozen=True)
@@ -75,7 +76,9 @@ def advise(path: str | Path) -> Advice:
         found, missing, about, best = advise_sweep(folder)
         if best is not None:
             case = Case.of(read_run(best))
-            found += diagnose(case)
+            # what trials of several ranks measured goes before what one adapter's spectrum suggests
+            measured = any(each.topic in _OF_RANK for each in found)
+            found += [each for each in diagnose(case) if not (measured and each.topic in _OF_RANK)]
             missing += [f"of {best.name}: {each}" for each in _missing(case)]
         return Advice(folder, "sweep", tuple(found), tuple(missing), about)
     case = Case.of(read_run(folder))
