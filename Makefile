@@ -24,7 +24,7 @@ demo: setup
 	$(BIN)/scumble demo
 
 test: setup
-	$(BIN)/python -m pytest -m 'not soak'
+	$(BIN)/python -m pytest -n 2 --dist loadfile -m 'not soak'
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,7 +1,7 @@
 """Eight adapters at once against the same eight one after the other, and against PEFT with the Trainer one after the other.
 
-    python bench/sweep.py [--steps 12] [--batch 16] [--rounds 1] [--layers all|upper] [--together N]
-                           [--without-peft] [--base BASE]
+    python bench/sweep.py [--data cron] [--steps 12] [--batch 16] [--rounds 1] [--layers all|upper] [--together N]
+                           [--sides together,alone,peft] [--base BASE]
     python bench/sweep.py --memory
 
 Each side is what its user would start: ours at once is one process that trains eight adapters, ours alone is eight
@@ -62,7 +62,7 @@ def main() -> None:
     if options.memory:
         memory(options)
         return
-    sides = ["together", "alone"] + ([] if options.without_peft else ["peft"])
+    sides = options.sides.split(",")
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(options.rounds):
         for side in sides:
@@ -137,7 +137,7 @@ def together(options: argparse.Namespace) -> dict[str, Any]:
     base = loaded(options)
     with tempfile.TemporaryDirectory() as place, Measured() as memory:
         trials = [Trial(Path(place) / f"{i}", each) for i, each in enumerate(settings(options))]
-        done = train_many("cron", trials, base=base, together=options.together)
+        done = train_many(options.data, trials, base=base, together=options.together)
     assert all(each.run is not None for each in done)
     return told(memory, [each.run for each in done])
 
@@ -149,7 +149,9 @@ def alone(options: argparse.Namespace) -> dict[str, Any]:
     base = loaded(options)
     with tempfile.TemporaryDirectory() as place, Measured() as memory:
         given = settings(options)[options.number]
-        run = train("cron", base=base, out=Path(place) / "run", quiet=True, examples_in_report=0, **given)
+        run = train(
+            options.data, base=base, out=Path(place) / "run", quiet=True, examples_in_report=0, **given
+        )
     return told(memory, [run])
 
 
@@ -178,7 +180,7 @@ def peft(options: argparse.Namespace) -> dict[str, Any]:
     base = loaded(options)
     given = settings(options)[options.number]
     with tempfile.TemporaryDirectory() as place, Measured() as memory:
-        examples = encode_all(list(iter_examples("cron", "train")), base.tokenizer, 2048).examples
+        examples = encode_all(list(iter_examples(options.data, "train")), base.tokenizer, 2048).examples
         numbers = [n for epoch in range(9) for n in order_of(len(examples), 0, epoch)]
         rows = [examples[n] for n in numbers[: options.steps * options.batch]]
         data = Dataset.from_dict(
@@ -258,12 +260,13 @@ class Measured:
 
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--data", default="cron", help="a shipped set, or a file")
     parser.add_argument("--steps", type=int, default=12)
     parser.add_argument("--batch", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--layers", choices=["all", "upper"], default="all")
     parser.add_argument("--together", type=int, default=None, help="adapters whose rows are computed at once")
-    parser.add_argument("--without-peft", action="store_true")
+    parser.add_argument("--sides", default="together,alone,peft")
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--base", default=None)
     parser.add_argument("--worker", choices=list(WORKERS), help=argparse.SUPPRESS)
