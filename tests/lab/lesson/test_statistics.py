@@ -67,6 +67,24 @@ def test_seeds_that_disagree_make_it_wide() -> None:
     assert estimate(apart).high - estimate(apart).low > 5 * (estimate(one_seed).high - estimate(one_seed).low)
 
 
+@pytest.mark.parametrize("level", [0.95, 0.975])
+def test_where_no_example_differs_the_interval_is_that_of_none_of_so_many(level: float) -> None:
+    found = estimate(np.zeros((3, 400)), level, most=1.0)
+    wanted = stats.binomtest(0, 400).proportion_ci(level, method="exact")
+    assert (found.mean, found.low, found.high) == pytest.approx((0, -wanted.high, wanted.high), rel=1e-6)
+    # a slope of a sum of several ways can differ by less or more than 1
+    assert estimate(np.zeros((3, 400)), level, most=0.3).high == pytest.approx(0.3 * wanted.high, rel=1e-6)
+
+
+def test_an_example_that_differs_makes_no_narrower_interval_than_none() -> None:
+    none, one = np.zeros((3, 400)), np.zeros((3, 400))
+    one[0, 0] = 1.0
+    width = [found.high - found.low for found in (estimate(none, most=1.0), estimate(one, most=1.0))]
+    assert width[1] >= width[0] * (1 - 1e-9)
+    wide = np.random.default_rng(0).choice([-1.0, 0.0, 1.0], (3, 400))
+    assert estimate(wide, most=1.0) == estimate(wide)
+
+
 @given(st.integers(0, 60), st.integers(0, 60))
 def test_mcnemar_is_the_exact_binomial(first: int, second: int) -> None:
     wanted = stats.binomtest(first, first + second).pvalue if first + second else 1.0

@@ -8,7 +8,9 @@ example, so that d is paired over both. Seeds and examples are drawn at random, 
 
 with the mean squares of an analysis of variance by two crossed factors without replication, and the degrees of freedom
 of that sum after Satterthwaite (1946). With one seed it is the paired t interval over examples, and says nothing of
-other seeds. Knows tables of numbers, and nothing of where they come from.
+other seeds. Answers that hardly ever differ have hardly any variance, however few they are: an interval of right and
+wrong answers is never narrower than what Clopper and Pearson (1934) leave open where none of so many examples differs.
+Knows tables of numbers, and nothing of where they come from.
 """
 
 from __future__ import annotations
@@ -50,12 +52,13 @@ class Estimate:
         }
 
 
-def estimate(table: Table, level: float = 0.95) -> Estimate:
+def estimate(table: Table, level: float = 0.95, most: float = 0.0) -> Estimate:
     """The mean of a table of differences with its interval.
 
     Args:
         table: (seeds, examples); one of both may be 1, and with both 1 there is no interval but all numbers.
         level: of the interval.
+        most: what one example of right and wrong answers can differ by at most; 0 where a table has no such bound.
     """
     table = np.asarray(table, dtype=float)
     seeds = len(table)
@@ -63,7 +66,8 @@ def estimate(table: Table, level: float = 0.95) -> Estimate:
     variance, freedom = _variance(table)
     if freedom <= 0:
         return Estimate(mean, -math.inf, math.inf, level, seeds)
-    half = t_quantile((1 + level) / 2, freedom) * math.sqrt(variance)
+    unseen = 1 - ((1 - level) / 2) ** (1 / table.shape[1])  # share of examples that may differ where none did
+    half = max(t_quantile((1 + level) / 2, freedom) * math.sqrt(variance), most * unseen)
     return Estimate(mean, mean - half, mean + half, level, seeds)
 
 
