@@ -10,12 +10,12 @@ import json
 from collections.abc import Iterator
 from typing import Any, BinaryIO
 
+from scumble.data.json_values import SPACE, loads, parsed
 from scumble.data.rows import Report, Row, unreadable
 from scumble.errors import clipped
 
 LIMIT = 1 << 26  # bytes of one line, or of one entry of a list, or of a file that is one object: 64 MiB
 PIECE = 1 << 20  # characters read at once
-SPACE = " \t\n\r"
 UTF8 = "save the file as UTF-8"
 LINES = "each line is one JSON object"
 MiB = f"{LIMIT >> 20} MiB"
@@ -35,10 +35,10 @@ def read_lines(file: BinaryIO, source: str, report: Report) -> Iterator[Row]:
             line = raw.decode("utf-8")
             if not line.strip():
                 continue
-            value = json.loads(line)
+            value = loads(line)
         except UnicodeDecodeError as error:
             report(unreadable(where, f"not UTF-8 ({error.reason})", UTF8, number))
-        except (ValueError, RecursionError) as error:
+        except ValueError as error:
             report(unreadable(where, f"not JSON ({_reason(error)})", LINES, number))
         else:
             yield Row(value, where, number)
@@ -128,15 +128,14 @@ class _Text:
 
     def _value(self) -> Any:
         """The value that begins here; where what is held ends within it, more is read, each time as much again."""
-        decoder = json.JSONDecoder()
         while True:
             try:
-                value, end = decoder.raw_decode(self.text, self.at)
+                value, end = parsed(self.text, self.at)
             except json.JSONDecodeError as error:
                 cut = error.msg.startswith("Unterminated") or error.pos > len(self.text) - 12
                 if self.ended or not cut:
                     raise _BrokenError(self._line(error.pos), f"not JSON ({error.msg})") from error
-            except (ValueError, RecursionError) as error:
+            except ValueError as error:
                 raise _BrokenError(self._line(self.at), f"not JSON ({_reason(error)})") from error
             else:
                 # a number may go on, "1" as "1.5e3"; after 12 characters it would have been taken whole
@@ -207,9 +206,9 @@ def _holds_lines(file: BinaryIO) -> bool:
     """Whether the first line is a value by itself and others follow; the file is then at its beginning again."""
     lines = (line for line in bounded_lines(file) if line is None or line.strip())
     try:
-        json.loads((next(lines, None) or b"").decode("utf-8-sig"))
+        loads((next(lines, None) or b"").decode("utf-8-sig"))
         return next(lines, b"") != b""
-    except (ValueError, RecursionError):
+    except ValueError:
         return False
     finally:
         file.seek(0)

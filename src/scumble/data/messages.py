@@ -5,9 +5,9 @@ A problem is raised as `ProblemError`, which knows only its place within the exa
 
 from __future__ import annotations
 
-import json
 from typing import Any
 
+from scumble.data.json_values import loads
 from scumble.errors import clipped, shown
 
 ROLES = ("system", "developer", "user", "assistant", "tool")
@@ -162,8 +162,8 @@ def parse_json(text: str, what: str) -> Any:
         ProblemError: it is not JSON.
     """
     try:
-        return json.loads(text)
-    except (ValueError, RecursionError) as error:
+        return loads(text)
+    except ValueError as error:
         raise ProblemError(f"{what} is not JSON ({clipped(error)})", "write it as JSON") from error
 
 

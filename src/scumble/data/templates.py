@@ -19,6 +19,7 @@ from typing import Any
 from transformers.utils import chat_template_utils
 from transformers.utils.chat_template_utils import render_jinja_template
 
+from scumble.data.json_values import loads
 from scumble.errors import DataError, MissingFileError
 
 Message = dict[str, Any]
@@ -368,8 +369,8 @@ def _call(call: Any, *, as_text: bool) -> Any:
         arguments = json.dumps(arguments, ensure_ascii=False)
     elif not as_text and isinstance(arguments, str):
         try:
-            found = json.loads(arguments)
-        except (ValueError, RecursionError):
+            found = loads(arguments)
+        except ValueError:
             found = None
         arguments = found if isinstance(found, dict) else arguments
     changed = {**function, "arguments": arguments}

@@ -17,6 +17,7 @@ from scumble.data.checks.check import CHECKS, Lines, Seen, Setting, Source, know
 from scumble.data.checks.finding import Finding
 from scumble.data.checks.language import language_of
 from scumble.data.checks.series import Series, digest
+from scumble.data.json_values import loads
 
 PER_RANK = 8  # examples for each of the adapter's ranks, below which there are too few
 FEWEST = 50
@@ -207,9 +208,9 @@ def _form_of(answer: str) -> str | None:
         return None
     if answer[0] in "{[":
         try:
-            json.loads(answer)
+            loads(answer)
             return "JSON"
-        except (ValueError, RecursionError):
+        except ValueError:
             return "plain text"
     return "a block of code" if re.fullmatch(r"```.*```", answer, re.DOTALL) else "plain text"
 
