@@ -31,9 +31,55 @@ def test_seeds_are_no_axis():
 
 def test_alpha_may_be_a_multiple_of_the_rank():
     space = Space.of({"alpha": ["2r", 16], "rank": [4, 32]})
+    assert space.size == 4
     alphas = [options_of(each, space.fixed)["alpha"] for each in space.grid()]
     assert alphas == [8.0, 16.0, 64.0, 16.0]
     assert options_of({}, {"alpha": "0.5r"})["alpha"] == 4.0  # of the default rank
+
+
+def test_combinations_that_come_to_the_same_options_are_one():
+    space = Space.of(
+        {"rank": [4, 8], "alpha": [16, "2r"], "targets": ["minimal", "standard", "comprehensive"]}
+    )
+    whole = list(space.grid())
+    options = [options_of(each, space.fixed) for each in whole]
+    assert len(whole) == space.size == 9  # of rank 8 both alphas are 16
+    assert all(each not in options[:number] for number, each in enumerate(options))
+    assert space.random(9) == space.random(12) == whole
+    drawn = [options_of(each, space.fixed) for each in space.random(8)]
+    assert all(each not in drawn[:number] for number, each in enumerate(drawn))
+
+
+def test_an_alpha_that_is_that_of_the_default_rank_is_one():
+    assert Space.of({"alpha": ["2r", "2.0r", 16]}).size == 1
+    assert list(Space.of({"alpha": ["2r", 16], "rank": 4}).grid()) == [{"alpha": "2r"}, {"alpha": 16.0}]
+
+
+def test_a_draw_from_a_range_keeps_no_two_of_the_same_options():
+    space = Space.of({"rank": "1..4", "alpha": ["2r", 4]})
+    drawn = [repr(options_of(each, space.fixed)) for each in space.random(8)]
+    assert len(drawn) == len(set(drawn)) == 7  # of rank 2 both are 4
+
+
+def test_trials_that_are_left_are_those_of_different_settings():
+    asked = Asked.of({"search": "tpe", "rank": [4, 8], "alpha": [16, "2r"], "seed": [0, 1]}, None)
+    assert asked.drawn == 3
+    assert Asked.of({"rank": [4, 8], "alpha": [16, "2r"], "trials": 3}, None).space.size == 3
+
+
+def test_a_large_space_is_counted_and_not_gone_through():
+    many = list(range(1, 101))
+    space = Space.of(
+        {
+            "rank": [4, 8],
+            "alpha": [16, "2r"],
+            "epochs": many,
+            "max_steps": many,
+            "warmup": many,
+            "batch": many,
+        }
+    )
+    assert space.size == 3 * 100**4
 
 
 def test_names_in_a_list_are_one_value():
@@ -67,7 +113,8 @@ def test_draws_are_different_and_the_first_stay_when_more_are_drawn():
     many = space.random(20)
     assert len({repr(each) for each in many}) == 20
     assert space.random(7) == many[:7]
-    assert len(Space.of({"rank": [2, 4, 8]}).random(10)) == 3
+    three = Space.of({"rank": [2, 4, 8]})
+    assert three.random(3) == three.random(10) == list(three.grid())
 
 
 def test_a_space_is_the_same_from_what_is_written_down():

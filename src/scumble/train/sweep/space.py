@@ -1,7 +1,10 @@
 """`Space`: the settings that a sweep chooses from. An option with one value holds for all trials, one with several is an axis.
 
     grid      every combination of the axes' values, in their order
-    random    so many different ones, drawn from a seed; the first k of n are those of a draw of k
+    random    so many different ones, drawn from a seed; the first k of n are those of a draw of k, unless n are all
+              that there are: those come in the order of the grid
+
+Combinations that come to the same options, as alpha `16` and `2r` do at rank 8, are one.
 
 A range `1e-4..1e-2` of a number is an axis without end, for those who draw: evenly by its logarithm, or where it begins
 at 0, by itself. Seeds are an axis apart: trials that differ in nothing else are one setting, tried several times.
@@ -108,13 +111,19 @@ class Space:
 
     @property
     def size(self) -> float:
-        """How many combinations there are; infinite with a range."""
-        if any(isinstance(axis, Range) for axis in self.axes.values()):
+        """How many different combinations there are; infinite with a range."""
+        axes = {name: axis for name, axis in self.axes.items() if not isinstance(axis, Range)}
+        if len(axes) < len(self.axes):
             return math.inf
-        return math.prod(len(axis) for axis in self.axes.values() if not isinstance(axis, Range))
+        # only rank and alpha can come to the same: the others are counted, not gone through
+        pair = {name: axes.pop(name) for name in ("rank", "alpha") if name in axes}
+        different = {
+            self.key(dict(zip(pair, values, strict=True))) for values in itertools.product(*pair.values())
+        }
+        return len(different) * math.prod(map(len, axes.values()))
 
     def grid(self) -> Iterator[Combination]:
-        """Every combination; the last axis changes fastest."""
+        """Every different combination; the last axis changes fastest."""
         for name, axis in self.axes.items():
             if isinstance(axis, Range):
                 raise ConfigError(
@@ -122,8 +131,16 @@ class Space:
                     "draw from it with --search random or tpe",
                 )
         values = [tuple(axis) for axis in self.axes.values() if not isinstance(axis, Range)]
-        for combination in itertools.product(*values):
-            yield dict(zip(self.axes, combination, strict=True))
+        known: set[str] = set()
+        for each in itertools.product(*values):
+            combination = dict(zip(self.axes, each, strict=True))
+            if (key := self.key(combination)) not in known:
+                known.add(key)
+                yield combination
+
+    def key(self, combination: Combination) -> str:
+        """The options that a combination comes to, as one text."""
+        return repr(options_of(combination, self.fixed))
 
     def random(self, count: int, seed: int = 0) -> list[Combination]:
         """`count` different combinations, or all where there are no more."""
@@ -137,8 +154,9 @@ class Space:
                 name: axis.draw(rng) if isinstance(axis, Range) else rng.choice(axis)
                 for name, axis in self.axes.items()
             }
-            missed = missed + 1 if repr(drawn) in found else 0
-            found.setdefault(repr(drawn), drawn)
+            key = self.key(drawn)
+            missed = missed + 1 if key in found else 0
+            found.setdefault(key, drawn)
         return list(found.values())
 
     def to_dict(self) -> dict[str, Any]:
