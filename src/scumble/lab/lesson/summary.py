@@ -39,14 +39,14 @@ def table(state: State, scope: Scope, way: Configuration, measure: Measure) -> n
 
 def _row(state: State, name: str, measure: Measure) -> list[float] | None:
     run = state.runs.get(name)
-    if run is None or run["failed"] is not None:
+    if run is None or run["failed"] is not None or run["validation"] is None:
         return None
     if measure == "right":
         return read_bits(state.scores[name]) if name in state.scores else None
     if measure == "loss":
         return run.get("losses")
     if measure == "gap":
-        return [run["validation"] - run["train"]] if "train" in run else None
+        return None if run.get("train") is None else [run["validation"] - run["train"]]
     return [state.spectra[name]["held"][HELD] - HALF] if name in state.spectra else None
 
 
@@ -91,7 +91,7 @@ def _share(right: np.ndarray | None) -> dict[str, Any]:
     """The share of right answers with its interval, and that of each seed."""
     if right is None:
         return {"mean": None, "low": None, "high": None, "seeds": []}
-    found = estimate(right)
+    found = estimate(right, most=1.0)
     return {
         "mean": found.mean,
         "low": max(0.0, found.low),

@@ -25,7 +25,7 @@ from scumble.errors import TrainingError
 from scumble.lab.lesson.material import Material
 from scumble.lab.lesson.plan import Candidate, Configuration, Scope
 from scumble.lab.lesson.spectrum import update_spectrum
-from scumble.lab.lesson.state import State
+from scumble.lab.lesson.state import State, finite
 from scumble.lora.adapter import WEIGHTS_NAME
 from scumble.lora.bank import Bank
 from scumble.models.base import Base
@@ -150,7 +150,8 @@ class Trials:
         if way.data == "few":
             found["losses"] = [mean_loss(model, [each], 1, device) for each in self.material.validation]
             found["train"] = mean_loss(model, self.material.few_encoded, BATCH, device)
-        return found
+        # a loss that is no number counts as none at once, as it does once it was written and read again
+        return dict(finite(found))
 
     def _whole(self, candidate: Candidate) -> None:
         """Train all weights, in memory alone: a state on disk would be three times the model; then mark it."""
@@ -274,7 +275,8 @@ def best_rates(candidates: Sequence[Candidate], runs: dict[str, dict[str, Any]])
 
     Args:
         candidates: the runs of the first seed.
-        runs: by name, each with `validation`; None where it broke off. A way of which all did has no rate.
+        runs: by name, each with `validation`; None where it broke off or is no number. A way of which
+            all did has no rate.
     """
     best: dict[str, tuple[float, float]] = {}
     for each in candidates:
