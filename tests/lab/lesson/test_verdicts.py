@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scumble.lab.lesson.claims import MARGIN, Claim, Comparison, few, ranked, versus
-from scumble.lab.lesson.plan import Configuration
+from scumble.lab.lesson.claims import MARGIN, Claim, Comparison, claims, few, ranked, versus
+from scumble.lab.lesson.plan import WHOLE, Configuration
 from scumble.lab.lesson.statistics import Estimate
 from scumble.lab.lesson.verdicts import decide, judge, turned
 
@@ -111,7 +111,7 @@ def test_of_one_seed_it_is_said_which_way_the_figures_speak(means: tuple[float, 
 def test_what_is_missing_is_said() -> None:
     found = judge(claim(), results(r16_a32_minimal=answers(0.9)))
     assert found.verdict == "depends"
-    assert "broke off" in found.why
+    assert "broke off at every rate, or on a later seed" in found.why
     assert found.found == ()
 
 
@@ -131,3 +131,44 @@ def test_a_gap_of_one_seed_has_no_interval_and_is_no_error() -> None:
     )
     assert found.verdict == "depends"
     assert found.found[0].evidence.low == -math.inf
+
+
+@pytest.mark.parametrize(
+    ("share", "reason"), [(0, "was learned"), (0.03, "was learned"), (0.97, "is left"), (1, "is left")]
+)
+@pytest.mark.parametrize("seeds", [1, 3])
+def test_where_all_is_wrong_or_right_nothing_is_decided(share: float, reason: str, seeds: int) -> None:
+    """Where no way to train learned anything, none loses 5 points to another: that says nothing of a claim."""
+    asked = [each for each in claims(WHOLE) if all(one.measure == "right" for one in each.comparisons)]
+    found = {each.name: judge(each, lambda way, measure: answers(share, seeds)) for each in asked}
+    assert {each.verdict for each in found.values()} == {"depends"}
+    for name in ("start at 8", "64 rarely needed", "the ratio matters", "start with q and v", "32 near full"):
+        assert f"where so little {reason}" in found[name].why
+    # what is no question of a margin is left open by its interval
+    assert "so little" not in found["r = 8 everywhere before 32"].why
+
+
+def losing(names: str) -> Claim:
+    """That r = 8 loses at most 5 points to others."""
+    others = [ranked(int(name)) for name in names.split()]
+    return Claim(
+        "d",
+        "",
+        tuple(
+            Comparison(other.name, versus(ranked(8), other), "not less", margin=MARGIN) for other in others
+        ),
+    )
+
+
+def test_alike_half_way_up_it_holds_where_the_examples_suffice() -> None:
+    many, little = np.tile([0.0, 1.0], (3, 200)), np.tile([0.0, 1.0], (3, 3))
+    assert judge(losing("16"), lambda way, measure: many).verdict == "holds"
+    # of six examples none differs, as it would where up to every second one did
+    assert judge(losing("16"), lambda way, measure: little).verdict == "depends"
+
+
+def test_a_comparison_at_the_floor_hides_none_that_speaks_against_the_claim() -> None:
+    zero, high = np.zeros((3, 200)), answers(0.9)
+    found = judge(losing("16 32"), results(r8_a16_minimal=zero, r16_a32_minimal=zero, r32_a64_minimal=high))
+    assert found.verdict == "does not hold"
+    assert "speak against it" in found.why

@@ -125,10 +125,12 @@ def _short(document: Document) -> list[str]:
         found.append(
             f"It was shortened further by hand ({', '.join(asked['shortened'])}): the figures show that it runs, no more."
         )
-    broken = [run["title"] for run in document["runs"].values() if run["failed"]]
+    broken = sum(run["validation"] is None for run in document["runs"].values())
     if broken:
         found.append(
-            f"{len(broken)} of {len(document['runs'])} runs broke off, and count as the worst of their rates."
+            f"{broken} of {len(document['runs'])} runs broke off, or came to no loss. On the first seed such a rate is "
+            "not chosen; a claim is not decided where a way to train that it needs broke off at every rate, or on a "
+            "later seed."
         )
     edge = [each["title"] for each in document["ways"] if each["at_edge"]]
     if edge:
@@ -210,8 +212,9 @@ def _how(document: Document) -> list[str]:
         "intervals. Beside them stand tests that hold the seeds as they are: changes of signs by example, and "
         "McNemar's exact test where there is one seed.",
         "Many comparisons: the intervals of one claim hold together at 95 % (each at 1 - 5 % / comparisons, Bonferroni). "
-        "Claims are not corrected for one another: of the claims on this page that are tested on several seeds, one in "
-        "twenty would be said to hold by chance alone.",
+        "Claims are not corrected for one another. Each needs one side of its intervals: of the claims on this page "
+        "that are false, at most one in forty would be said to hold by chance, and fewer where several comparisons "
+        "must agree.",
     ]
 
 

@@ -4,9 +4,12 @@
     does not hold   no interval lies above zero, and at least one below
     depends         anything else; and everything that one seed was asked
 
-The intervals of a claim hold together: each has the level 1 - 0.05 / (comparisons of the claim), so that a claim is wrongly
-said to hold in at most one of twenty cases; claims are not corrected for one another. Knows tables of results, and
-nothing of how they came about.
+Where every way to train gets next to nothing right, or next to everything, none can lose much to another: a
+comparison of that kind speaks neither way then, and a claim that needs it depends.
+
+The intervals of a claim hold together: each has the level 1 - 0.05 / (comparisons of the claim). A claim needs one
+side of them, so that as far as they cover what they say, one that is false is said to hold in at most one of forty
+cases; claims are not corrected for one another. Knows tables of results, and nothing of how they came about.
 """
 
 from __future__ import annotations
@@ -37,12 +40,14 @@ class Found:
         raw: the sum itself.
         evidence: the same so turned and moved that above zero speaks for the claim.
         tests: further tests by name, each with its p.
+        forced: why it could not have come out otherwise; empty where it could.
     """
 
     comparison: Comparison
     raw: Estimate
     evidence: Estimate
     tests: dict[str, float]
+    forced: str = ""
 
     def to_dict(self) -> dict[str, Any]:
         """What `lab.json` holds of it."""
@@ -91,9 +96,13 @@ def judge(claim: Claim, results: Results) -> Judged:
     level = 1 - ERROR / len(claim.comparisons)
     found = [one for each in claim.comparisons if (one := _compared(each, results, level)) is not None]
     if len(found) < len(claim.comparisons):
-        why = "Some of its ways to train broke off at every rate, so it was not decided."
+        why = "Not decided: a way to train that it needs broke off at every rate, or on a later seed."
         return Judged(claim, "depends", why, tuple(found))
-    verdict, why = decide([each.evidence for each in found])
+    forced = [each.forced for each in found if each.forced]
+    free = [each.evidence for each in found if not each.forced]
+    verdict, why = decide(free) if free else ("depends", "")
+    if forced and verdict != "does not hold":
+        verdict, why = "depends", forced[0]
     return Judged(claim, verdict, why, tuple(found))
 
 
@@ -129,9 +138,26 @@ def _compared(each: Comparison, results: Results, level: float) -> Found | None:
     if any(table is None for table, _ in tables):
         return None
     seeds = min(len(table) for table, _ in tables if table is not None)
-    total = sum(weight * table[:seeds] for table, weight in tables if table is not None)
-    raw = estimate(np.asarray(total), level)
-    return Found(each, raw, turned(raw, each.kind, each.margin), _tests(each, np.asarray(total)))
+    total = np.asarray(sum(weight * table[:seeds] for table, weight in tables if table is not None))
+    # the weights of right answers add up to zero: one example adds at most those on one side
+    most = sum(weight for _, weight in tables if weight > 0) if each.measure == "right" else 0.0
+    raw = estimate(total, level, most)
+    forced = _forced(each, [float(table.mean()) for table, _ in tables if table is not None])
+    return Found(each, raw, turned(raw, each.kind, each.margin), _tests(each, total), forced)
+
+
+def _forced(each: Comparison, shares: Sequence[float]) -> str:
+    """Why no difference can be larger than the margin, given the share of right answers of each way."""
+    if each.measure != "right" or each.kind not in ("not less", "alike"):
+        return ""
+    if max(shares) <= each.margin:
+        got, where = f"at most {each.margin:.0%}", "so little was learned"
+    elif min(shares) >= 1 - each.margin:
+        got, where = f"at least {1 - each.margin:.0%}", "so little is left to learn"
+    else:
+        return ""
+    most = f"none can lose more than {100 * each.margin:g} points to another"
+    return f"Not decided. In a comparison every way to train got {got} right: {most} where {where}."
 
 
 def turned(raw: Estimate, kind: str, margin: float) -> Estimate:
