@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import re
 from collections.abc import Callable, Iterator
 from html.parser import HTMLParser
@@ -12,13 +13,21 @@ from typing import Any
 import pytest
 
 import scumble
-from scumble.errors import ConfigError, MissingFileError, OutputExistsError, TrainingError
+from scumble.errors import (
+    ConfigError,
+    MissingFileError,
+    OutputError,
+    OutputExistsError,
+    ScumbleError,
+    TrainingError,
+)
 from scumble.lab.lesson import lesson, plan, trials
 from scumble.lab.lesson.claims import Claim, Comparison, claims, ranked, versus
 from scumble.lab.lesson.lesson import Lesson
 from scumble.lab.lesson.page import render_page
 from scumble.lab.lesson.plan import QUICK, Configuration, first_runs, unique
 from scumble.train import engine
+from scumble.train.record import locked
 from tests.bases import letters_model, letters_tokenizer
 
 SMALL: dict[str, Any] = {"quick": True, "steps": 2, "score": 6, "quiet": True}
@@ -228,6 +237,40 @@ def test_a_damaged_state_is_said(tmp_path: Path) -> None:
     (tmp_path / "lab.json").write_text('{"asked": {}')
     with pytest.raises(ConfigError, match="is damaged"):
         scumble.lab(tmp_path, resume=True, quiet=True)
+
+
+def test_a_folder_that_another_process_works_in_is_left_alone(tmp_path: Path) -> None:
+    pytest.importorskip("fcntl")
+    (tmp_path / "lab.json").write_text("{}")
+    handle = locked(tmp_path)
+    assert handle is not None
+    for how in ("force", "resume"):  # the lock comes before replacing it, and before reading what is in it
+        with pytest.raises(OutputError, match="another process is training into"):
+            scumble.lab(tmp_path, quiet=True, **{how: True})
+    assert (tmp_path / "lab.json").read_text() == "{}"
+    os.close(handle)
+
+
+@pytest.mark.parametrize("force", [False, True])
+def test_a_new_folder_is_locked_from_its_first_moment(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, force: bool
+) -> None:
+    pytest.importorskip("fcntl")
+    out = tmp_path / "lesson"
+    if force:
+        out.mkdir()
+
+    def look(*args: Any) -> Any:
+        with pytest.raises(OutputError, match="another process is training into"):
+            locked(out)
+        raise ScumbleError("seen")
+
+    monkeypatch.setattr(lesson, "_run", look)
+    with pytest.raises(ScumbleError, match="seen"):
+        scumble.lab(out, quiet=True, force=force)
+    handle = locked(out)
+    assert handle is not None  # and open to all once it is over
+    os.close(handle)
 
 
 def test_it_is_numbered_where_not_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

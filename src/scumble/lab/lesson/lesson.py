@@ -11,8 +11,7 @@ import math
 import os
 import shlex
 import shutil
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack
 from dataclasses import dataclass, replace
 from importlib import metadata
 from pathlib import Path
@@ -103,8 +102,10 @@ def lab(
         raise ConfigError("--resume and --force are both given", "go on with it, or start over")
     asked = _asked(quick, make(LabOptions, **options))
     folder = _numbered() if out is None else Path(out).expanduser()
-    state = _state(folder, asked, quick=quick, given=options, resume=resume, force=force, out=out)
-    with _alone(folder):
+    if resume and out is None:
+        raise ConfigError("--resume needs --out", "name the folder that was begun")
+    with ExitStack() as locks:
+        state = _state(folder, asked, locks, quick=quick, given=options, resume=resume, force=force)
         try:
             return _run(state, base, reporter)
         except (KeyboardInterrupt, TrainingError) as error:
@@ -209,17 +210,16 @@ def _asked(quick: bool, options: LabOptions) -> dict[str, Any]:
 def _state(
     folder: Path,
     asked: dict[str, Any],
+    locks: ExitStack,
     *,
     quick: bool,
     given: dict[str, Any],
     resume: bool,
     force: bool,
-    out: Any,
 ) -> State:
-    """What was found before, or nothing yet in a new folder."""
-    if resume and out is None:
-        raise ConfigError("--resume needs --out", "name the folder that was begun")
+    """What was found before, or nothing yet in a new folder, which is held until `locks` is closed."""
     if resume and folder.exists():
+        _lock(folder, locks)
         state = State.read(folder)
         told = any(value is not None for value in given.values())
         if (quick and state.asked["name"] != "quick") or (told and state.asked != State(folder, asked).asked):
@@ -230,9 +230,19 @@ def _state(
             )
         return state
     refuse_existing(folder, force=force)
+    if folder.exists():
+        _lock(folder, locks)  # it is not replaced while another process works in it
     with new_folder(folder, force=force) as temporary:
+        _lock(temporary, locks)  # and stays locked under its new name
         State(temporary, asked).save()
     return State(folder, asked)
+
+
+def _lock(folder: Path, locks: ExitStack) -> None:
+    """No other process works in a folder until `locks` is closed."""
+    handle = locked(folder)
+    if handle is not None:
+        locks.callback(os.close, handle)
 
 
 def _check_base(state: State, base: Base) -> None:
@@ -243,17 +253,6 @@ def _check_base(state: State, base: Base) -> None:
             f"the base is not what {state.folder / NAME} was begun with",
             "give the same base, or start over with --force",
         )
-
-
-@contextmanager
-def _alone(folder: Path) -> Iterator[None]:
-    """No other process works in the folder meanwhile."""
-    handle = locked(folder)
-    try:
-        yield
-    finally:
-        if handle is not None:
-            os.close(handle)
 
 
 def _numbered() -> Path:
