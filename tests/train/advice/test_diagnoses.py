@@ -39,6 +39,19 @@ def test_above_its_start_is_diverged(tmp_path):
     assert run(tmp_path / "run", np.linspace(4, 6, 200)).verdict == "diverged"
 
 
+def test_without_evaluations_noise_is_not_diverged(tmp_path):
+    drawn = np.random.default_rng(0)
+    for seed in range(20):
+        losses = (3 * np.exp(0.2 * drawn.normal(size=12))).tolist()
+        assert advise(write_run(tmp_path / str(seed), losses, None, eval=0)).verdict != "diverged"
+
+
+def test_without_evaluations_what_rises_beyond_noise_is_diverged(tmp_path):
+    found = run(tmp_path / "run", np.linspace(4, 6, 40), {}, eval=0)
+    assert (found.verdict, found.findings[0].confidence) == ("diverged", "high")
+    assert "four standard errors" in found.findings[0].rule
+
+
 def test_one_that_somebody_stopped_is_not_diverged(tmp_path):
     found = run(tmp_path / "run", FALLING, stopped="stopped by Ctrl-C")
     assert found.verdict == "fine"

@@ -11,7 +11,8 @@ by much more than eta_t in a step (Kingma and Ba 2015, arXiv:1412.6980, section 
               changes; p = 1 - Phi((|S| - 1) / sd S), one-sided;
               counted over all orders up to 10 points. Mann 1945; Kendall 1975. From 4 points on
     gain      (L(tau / 2) - L(tau)) / (L(0) - L(tau)): what the second half of the clock won, of all that was won
-    rise      (last level - lowest) / lowest of the evaluations, and the trend since the lowest
+    rise      (last level - lowest) / lowest of the evaluations, and the trend after the lowest,
+              which is not of them: a stretch that began at its own minimum would seem to rise
     setback   the highest rise of the running median of 5 training losses above its lowest value before, as a share of
               what had been won until then
 
@@ -30,6 +31,8 @@ from numpy.typing import NDArray
 Numbers = NDArray[np.float64]
 _EXACT = 10  # points, up to which the chance of a trend is counted: five that fall one after another have p = 1/120
 _WINDOW = 5  # training losses under one running median: two spikes in five change nothing
+_MEDIAN = 1.25  # the standard error of a median of n is 1.25 s / sqrt(n) (Kenney and Keeping)
+_BEYOND = 4  # standard errors, within which a rise counts as noise
 
 
 @dataclass(frozen=True)
@@ -40,7 +43,7 @@ class Rise:
         best: step of the lowest.
         lowest, last: losses; the last is the median of the last three evaluations since the lowest.
         after: evaluations after the lowest.
-        chance: p of the trend upwards since the lowest, one-sided; 1 for fewer than 4 points.
+        chance: p of the trend upwards after the lowest, one-sided; 1 for fewer than 4 points.
         trained: training loss at the end over that around the lowest.
     """
 
@@ -155,8 +158,20 @@ class Curve:
             lowest=float(trained[lowest]),
             last=float(np.median(since[-3:])) if len(since) > 3 else float(since[-1]),
             after=len(since) - 1,
-            chance=falling_chance(-since),
+            chance=falling_chance(-since[1:]),
             trained=self.level(0.9, 1.0) / before if before > 0 else 1.0,
+        )
+
+    def climbed(self) -> bool:
+        """Whether the training losses end above their start by more than noise explains, or rise all the way."""
+        last = len(self.losses) - int(0.9 * len(self.losses))
+        error = (
+            _MEDIAN * noise(self.losses) * math.sqrt(1 / 3 + 1 / last)
+        )  # of the difference of both medians
+        rose = self.level(0.9, 1.0) - float(np.median(self.losses[:3]))
+        # three losses at the start show little where noise is large, and a trend is as rare by chance as four errors
+        return rose > _BEYOND * error or falling_chance(-self.losses) < 0.5 * math.erfc(
+            _BEYOND / math.sqrt(2)
         )
 
     def setback(self) -> float:
@@ -168,8 +183,8 @@ class Curve:
         start = max(self.start, float(smooth[0]))
         won = np.maximum(start - lowest, 1e-9)
         rose = smooth - lowest
-        # a wobble of noise is no setback: four standard errors of a median of five, 1.25 s / sqrt(5) (Kenney and Keeping)
-        beyond = rose > 4 * 1.25 * noise(self.losses) / math.sqrt(_WINDOW)
+        # a wobble of noise is no setback
+        beyond = rose > _BEYOND * _MEDIAN * noise(self.losses) / math.sqrt(_WINDOW)
         # of a tenth of the start at least: what was hardly won cannot be lost
         counted = beyond & (won > 0.1 * start)
         return float(np.max(np.where(counted, rose / won, 0.0)))

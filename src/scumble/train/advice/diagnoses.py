@@ -1,6 +1,7 @@
 """The diagnoses of one run, each with its test; the first that holds is what the run is about.
 
-    diverged          the loss or the gradient was not finite, or the end is above 1.2 times the start
+    diverged          the loss or the gradient was not finite, or the end is above 1.2 times the start; of training losses
+                      alone by four standard errors too, or rising all the way with a p as small (3e-5)
     rate too high     growth G >= 4 or setback >= 0.3, P < 10, and a tenth of the loss at the start is left. Steps as large as the
                       numbers that they change undo what was learnt
     overfit           the validation loss ends 10 % above its lowest, two evaluations or more after it, while the training
@@ -60,7 +61,9 @@ def _anew(found: Finding) -> Finding:
 
 def _diverged(case: Case) -> Finding | None:
     curve = case.curve
-    if case.broken is None and not (case.steps >= FEW_STEPS and curve.left > ABOVE_START):
+    above = case.steps >= FEW_STEPS and curve.left > ABOVE_START
+    judged = len(curve.trained_evals) > 0
+    if case.broken is None and not (above and (judged or curve.climbed())):
         return None
     what = case.broken or f"the loss ended at {curve.end:.3g}, above the {curve.start:.3g} of the start"
     evidence = {"learning_rate": case.rate, "steps": case.steps, **_level(case)} if case.steps else {}
@@ -69,7 +72,9 @@ def _diverged(case: Case) -> Finding | None:
         f"it diverged: {what}",
         evidence,
         "high",
-        "a loss that is not finite, or above that of the start, needs no test",
+        "a loss that is not finite, or above that of the start, needs no test"
+        if case.broken or judged
+        else "the training losses rose by four standard errors or more, or with a trend as sure",
         next_run(case.reading, learning_rate=_rounded(case.rate / 10)),
     )
 
@@ -122,9 +127,9 @@ def _overfit(case: Case) -> Finding | None:
             "passes": case.reading.passes,
         },
         sure,
-        f"the evaluations since the lowest rise with p < {CHANCE:g}"
+        f"the evaluations after the lowest rise with p < {CHANCE:g}"
         if sure == "high"
-        else f"the evaluations since the lowest do not rise with p < {CHANCE:g}, which high would need",
+        else f"the evaluations after the lowest do not rise with p < {CHANCE:g}, which high would need",
         _held_back(case, rise.best),
     )
 
