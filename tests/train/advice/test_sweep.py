@@ -37,6 +37,25 @@ def test_noise_is_the_pooled_deviation_between_seeds(tmp_path):
     assert noise == pytest.approx(math.sqrt(groups.var(axis=1, ddof=1).mean()), rel=1e-9)
 
 
+def test_one_seed_twice_says_nothing_of_noise(tmp_path):
+    # as `--alpha 16 --alpha 2r` once trained rank 8 twice
+    twice = [
+        ({"rank": rank, "alpha": 16.0, "seed": 0}, loss) for rank, loss in ((4, 1.0), (8, 0.9), (8, 0.9))
+    ]
+    assert noise_of(members(twice, tmp_path)) == (None, 0)
+    found = advise(write_sweep(tmp_path / "sweep", twice))
+    assert {each.confidence for each in found.findings if each.topic in ("option", "rank")} == {"low"}
+    assert any(each.startswith("two seeds of one setting") for each in found.missing)
+
+
+def test_seeds_that_come_to_the_same_loss_show_no_noise(tmp_path):
+    trials = grid(lambda rank, rate, seed: 1 / rank + rate)
+    assert noise_of(members(trials, tmp_path)) == (None, 6)
+    found = advise(write_sweep(tmp_path / "sweep", trials))
+    assert {each.confidence for each in found.findings if each.topic in ("option", "rank")} == {"low"}
+    assert any(each.startswith("seeds that differ in their loss") for each in found.missing)
+
+
 def test_effects_are_those_that_were_put_in(tmp_path):
     def loss(rank, rate, seed):
         return 1 + {4: 0.3, 8: 0.1, 16: 0.0}[rank] + {0.001: 0.5, 0.01: 0.0}[rate] + 0.01 * seed
@@ -71,13 +90,43 @@ def test_what_moved_most_comes_first_and_the_edge_is_passed(tmp_path):
     assert "--rank 32 --alpha 64" in second.command
 
 
-def test_ranks_within_the_noise_are_wasted(tmp_path):
-    losses = iter([1.02, 0.98, 1.0, 1.01, 0.99, 1.0])
+def test_ranks_are_wasted_where_even_two_errors_more_are_next_to_nothing(tmp_path):
+    losses = iter([1.002, 0.998, 1.0, 1.001, 0.999, 1.0])
     trials = grid(lambda rank, rate, seed: next(losses), rates=(0.01,))
     found = advise(write_sweep(tmp_path / "sweep", trials))
     rank = next(each for each in found.findings if each.topic.startswith("rank"))
-    assert rank.topic == "rank wasted"
+    assert (rank.topic, rank.confidence) == ("rank wasted", "medium")
     assert "--rank 4 --alpha 8" in rank.command
+    assert not any("not decided" in each for each in found.missing)
+
+
+@pytest.mark.parametrize(
+    "losses",
+    [
+        [1.02, 0.98, 1.0, 1.01, 0.99, 1.0],
+        [1.0, 0.4, 0.8, 0.5, 0.2, 0.9],  # seeds that differ by more than any rank could bring
+        [0.99, 1.0, 1.02, 0.98, 1.0, 1.01],  # the lowest is best, as it happens
+    ],
+)
+def test_what_noise_hides_is_not_decided_and_asks_for_more_seeds(tmp_path, losses):
+    each_loss = iter(losses)
+    trials = grid(lambda rank, rate, seed: next(each_loss), rates=(0.01,))
+    found = advise(write_sweep(tmp_path / "sweep", trials))
+    assert not any(each.topic.startswith("rank") for each in found.findings)
+    said = next(each for each in found.missing if each.startswith("whether more rank helps is not decided"))
+    assert said.endswith("--seed 0 --seed 1 --seed 2 --seed 3")
+
+
+def test_what_noise_hides_leaves_the_word_to_the_adapter_s_spectrum(tmp_path):
+    losses = iter([1.02, 0.98, 1.0, 1.01, 0.99, 1.0])
+    folder = write_sweep(
+        tmp_path / "sweep", grid(lambda rank, rate, seed: next(losses), rates=(0.01,)), best="004"
+    )
+    best = folder / "trials" / "004"
+    shutil.rmtree(best)
+    curve, evals = [4.0 * 0.9**step for step in range(100)], {0: 4.0, 25: 0.3, 50: 0.02, 75: 0.02, 100: 0.02}
+    write_run(best, curve, evals, rank=16, alpha=32, adapter=an_adapter(16))
+    assert [each.topic for each in advise(folder).findings] == ["option", "fine", "rank wasted"]
 
 
 def test_a_rank_that_was_measured_goes_before_one_adapter_s_spectrum(tmp_path):
@@ -146,7 +195,8 @@ def test_settings_that_were_drawn_are_not_compared_and_that_is_said(tmp_path):
 
 
 def test_options_that_were_compared_are_not_missing(tmp_path):
-    found = advise(write_sweep(tmp_path / "sweep", grid(lambda rank, rate, seed: rank / 10)))
+    trials = grid(lambda rank, rate, seed: rank / 10 + 0.01 * seed)
+    found = advise(write_sweep(tmp_path / "sweep", trials))
     assert not any("differ" in each for each in found.missing)
 
 

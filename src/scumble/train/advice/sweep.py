@@ -4,9 +4,11 @@
               taken against the block's mean; the effect is the highest of the values' means minus the lowest (a complete
               block design: Fisher 1935; Box, Hunter and Hunter, Statistics for Experimenters, chapter 4)
     noise     s, the standard deviation between seeds of one setting, pooled over the settings: s^2 is the sum of squares
-              about the settings' means over n - settings
+              about the settings' means over n - settings. Seeds that all came to the same loss show none
     error     of an effect over b blocks: s sqrt(2 / b). The option that moved most is the largest of several, hence
               4 errors for high confidence, 2 for medium
+    wasted    more rank is where what it won, and 2 errors more, are below 2 % of the loss. Within 2 errors alone nothing is
+              decided: few seeds, or noisy ones, see no difference whether or not there is one
 
 Only trials that came to their end are compared: one that was given up early has a loss of another step. Of
 `sweep.json` it reads `trials` (`name`, `settings`, `loss`, `state`) and of `best` the `trial`. Knows nothing
@@ -30,6 +32,7 @@ from scumble.train.advice.finding import Confidence, Finding
 from scumble.train.advice.reading import SWEEP_DAMAGED, Reading, finite, read_json, read_run
 
 SURE, LIKELY = 4.0, 2.0  # errors of an effect
+LITTLE = 0.02  # share of the loss: as much as an evaluation may lie above the lowest and count as no worse (`diagnoses`)
 _NUMERIC = ("rank", "learning_rate")  # options that can be taken beyond what was tried
 _SEED = "seed"
 
@@ -56,7 +59,7 @@ class Effect:
         means: from each value to the mean loss over the blocks that have all values.
         size: the highest minus the lowest.
         blocks: how many.
-        error: of the size; None where no setting was run with two seeds.
+        error: of the size; None where the noise is not known.
     """
 
     option: str
@@ -81,7 +84,7 @@ class Effect:
     def rule(self) -> str:
         """Why it is so sure."""
         if self.error is None:
-            return "no setting was run with two seeds, so that there is no error to hold it against"
+            return "the noise between seeds is not known, so that there is no error to hold it against"
         return {
             "low": f"the effect is below {LIKELY:g} errors; medium would need them, high {SURE:g}",
             "medium": f"the effect is {LIKELY:g} errors or more; high would need {SURE:g}",
@@ -116,16 +119,27 @@ def advise_sweep(folder: Path) -> tuple[list[Finding], list[str], str, Path | No
     if len(members) < 2:
         return [], few, about, best.folder
     noise, freedom = noise_of(members)
-    missing = (
-        [] if noise is not None else ["two seeds of one setting: --seed 0 --seed 1 tells effects from chance"]
-    )
+    missing = _no_noise(freedom) if noise is None else []
     reading = read_run(best.folder)
     held = len({_plain(member.settings.get("alpha")) for member in members}) == 1  # alpha, whatever the rank
     effects = sorted(effects_of(members, noise), key=lambda each: each.size, reverse=True)
     missing += _not_compared(members, {each.option for each in effects})
     found = [_largest(effects, noise, freedom, reading, held)] if effects else []
-    found += [rank for each in effects if each.option == "rank" and (rank := _rank(each, reading, held))]
+    for each in effects:
+        if each.option == "rank":
+            rank = _rank(each, reading, held)
+            found += [rank] if rank else []
+            missing += [_more_seeds(each, members)] if _undecided(each) else []
     return found, missing, about, best.folder
+
+
+def _no_noise(freedom: int) -> list[str]:
+    """What to say where there is no noise to hold effects against."""
+    if freedom:
+        return [
+            "seeds that differ in their loss: those of each setting came to the same, which says nothing of chance"
+        ]
+    return ["two seeds of one setting: --seed 0 --seed 1 tells effects from chance"]
 
 
 def _best(document: Mapping[str, Any], members: Sequence[Member]) -> tuple[Member, str]:
@@ -169,16 +183,16 @@ def _members(folder: Path, document: Mapping[str, Any]) -> tuple[list[Member], i
 
 
 def noise_of(members: Sequence[Member]) -> tuple[float | None, int]:
-    """s between seeds, pooled, and its degrees of freedom; None where no setting has two."""
-    groups: dict[str, list[float]] = defaultdict(list)
-    for member in members:
-        groups[member.key(_SEED)].append(member.loss)
-    several = [losses for losses in groups.values() if len(losses) > 1]
+    """s between seeds, pooled, and its degrees of freedom; None where no setting has two, or none that differ."""
+    groups: dict[str, dict[Any, float]] = defaultdict(dict)
+    for member in members:  # a setting may stand there twice with one seed, whose losses say nothing of noise
+        groups[member.key(_SEED)][_plain(member.settings.get(_SEED))] = member.loss
+    several = [list(losses.values()) for losses in groups.values() if len(losses) > 1]
     freedom = sum(len(losses) - 1 for losses in several)
-    if not freedom:
-        return None, 0
+    if all(len(set(losses)) == 1 for losses in several):
+        return None, freedom
     squares = sum((loss - statistics.fmean(losses)) ** 2 for losses in several for loss in losses)
-    return math.sqrt(squares / freedom), freedom
+    return math.sqrt(squares / freedom) or None, freedom
 
 
 def effects_of(members: Sequence[Member], noise: float | None) -> list[Effect]:
@@ -224,7 +238,7 @@ def _largest(
 ) -> Finding:
     """The option that moved the loss most, and where to look next."""
     first = effects[0]
-    against = "" if noise is None else f", {first.size / (noise or 1e-12):.1f} times the noise between seeds"
+    against = "" if noise is None else f", {first.size / noise:.1f} times the noise between seeds"
     evidence = {**first.evidence(), "noise_between_seeds": noise, "degrees_of_freedom": freedom}
     evidence |= {f"effect of {each.option}": each.size for each in effects[1:]}
     few = freedom < 3 and first.confidence == "high"
@@ -253,21 +267,20 @@ def _beyond(effect: Effect, reading: Reading, held: bool) -> NextRun | None:
 
 def _rank(effect: Effect, reading: Reading, held: bool) -> Finding | None:
     """What rank is worth, measured between trials that differ in it alone."""
-    values = list(effect.means)
-    lowest, highest = values[0], values[-1]
-    won = effect.means[lowest] - effect.means[effect.best]
-    if effect.error is not None and won < LIKELY * effect.error and effect.best != lowest:
+    lowest, *_, highest = effect.means
+    if effect.best == lowest or _undecided(effect):
+        return None
+    won = _won(effect)
+    if _no_more(effect):
         saves = next_run(reading, **_with_rank(reading, int(lowest), held))
         return Finding(
             "rank wasted",
-            f"rank {effect.best} is no better than rank {lowest}: {won:.3g}, within {LIKELY:g} errors",
+            f"rank {effect.best} is hardly better than rank {lowest}: the loss fell by {won:.3g}",
             effect.evidence(),
             "medium",
-            "no difference was seen, with these seeds",
+            f"what was won and {LIKELY:g} errors more are below {LITTLE:.0%} of the loss",
             saves,
         )
-    if effect.best == lowest:
-        return None
     edge = effect.best == highest
     return Finding(
         "rank",
@@ -277,6 +290,33 @@ def _rank(effect: Effect, reading: Reading, held: bool) -> Finding | None:
         effect.confidence,
         f"measured; {effect.rule}",
         _beyond(effect, reading, held),
+    )
+
+
+def _won(effect: Effect) -> float:
+    """What the best of the higher ranks won on the lowest; below 0 where it lost."""
+    first, *more = effect.means.values()
+    return first - min(more)
+
+
+def _no_more(effect: Effect) -> bool:
+    """Whether more rank brings next to nothing, whatever the noise hides."""
+    first = next(iter(effect.means.values()))
+    return effect.error is not None and _won(effect) + LIKELY * effect.error < LITTLE * first
+
+
+def _undecided(effect: Effect) -> bool:
+    """Whether the noise hides if more rank helps."""
+    return effect.error is not None and _won(effect) < LIKELY * effect.error and not _no_more(effect)
+
+
+def _more_seeds(effect: Effect, members: Sequence[Member]) -> str:
+    """What would decide it: twice the seeds."""
+    seeds = len({_plain(member.settings.get(_SEED)) for member in members})
+    more = " ".join(f"--seed {seed}" for seed in range(2 * seeds))
+    return (
+        f"whether more rank helps is not decided: it won {_won(effect):.3g} with an error of {effect.error:.3g}; "
+        f"more seeds would tell: {more}"
     )
 
 
