@@ -9,10 +9,12 @@ from typing import Any
 
 import pytest
 
-from scumble.errors import ConfigError, ScumbleError, TrainingError
+from scumble.errors import ConfigError, OutputError, ScumbleError, TrainingError
 from scumble.models.base import Base
 from scumble.train.lane import Lane
+from scumble.train.loop import Trainer
 from scumble.train.many import Trained, Trial, train_many
+from scumble.train.record import held
 from scumble.train.run import train
 from tests.bases import make_letters_base, sums
 
@@ -114,9 +116,27 @@ def test_paused_and_gone_on_with_it_is_the_same_run(alone: Path, tmp_path: Path)
     done = train_many(DATA, trials(tmp_path), base=make_letters_base(), resume=True)
     for number, each in enumerate(done):
         assert each.run is not None
-        # an evaluation more, at the pause, and nothing else
-        extra = [row for row in rows(tmp_path / str(number)) if row not in rows(alone / str(number))]
-        assert all("eval_loss" in row and row["step"] == 4 for row in extra)
+        # the loss that was asked for at the pause, which decides nothing
+        metrics = tmp_path / str(number) / "metrics.jsonl"
+        lines = metrics.read_text().splitlines()
+        asked = [json.loads(line) for line in lines if "rung_loss" in line]
+        assert [row["step"] for row in asked] in ([4], [])  # none where it is evaluated there anyway
+        metrics.write_text("\n".join(line for line in lines if "rung_loss" not in line) + "\n")
+        same(alone / str(number), tmp_path / str(number))
+
+
+@pytest.mark.parametrize("steps", [1, 3, 4, 7])
+def test_paused_when_time_was_up_and_gone_on_with_it_is_the_same_run(
+    alone: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, steps: int
+) -> None:
+    with monkeypatch.context() as patch:
+        late = lambda self: any(lane.outcome.steps >= steps for lane in self.live)  # noqa: E731
+        patch.setattr(Trainer, "_late", property(late))
+        done = train_many(DATA, trials(tmp_path), base=make_letters_base())
+    assert any(each.paused and each.steps == steps for each in done)
+    train_many(DATA, trials(tmp_path), base=make_letters_base(), resume=True)
+    for number in range(len(OPTIONS)):
+        same(alone / str(number), tmp_path / str(number))
 
 
 def test_ended_where_it_paused_it_has_a_result(tmp_path: Path) -> None:
@@ -197,6 +217,14 @@ def test_a_folder_that_exists_is_refused(tmp_path: Path, letters_base: Base) -> 
     with pytest.raises(ScumbleError, match="exists already"):
         train_many(DATA, trials(tmp_path), base=letters_base)
     assert [path.name for path in tmp_path.iterdir()] == ["3"]
+
+
+def test_a_folder_that_another_trains_into_is_not_replaced(tmp_path: Path, letters_base: Base) -> None:
+    folder = tmp_path / "run"
+    folder.mkdir()
+    with held(folder), pytest.raises(OutputError, match="another process is training into"):
+        train(DATA, base=letters_base, out=folder, force=True, quiet=True, max_steps=1)
+    assert not list(folder.iterdir())
 
 
 def test_the_same_folder_twice_is_refused(tmp_path: Path, letters_base: Base) -> None:

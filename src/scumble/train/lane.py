@@ -58,6 +58,7 @@ class Outcome:
         seconds: of training alone.
         losses: mean training loss of each step.
         evals: (step, loss) of each evaluation.
+        rungs: by step, the loss on the validation data that was asked for from outside, which decides nothing here.
         peak_bytes: highest memory while training.
         early: why it ended before its last step as it should, in one line; None where it did not.
         stopped: why it broke off, in one line; None where it did not.
@@ -68,6 +69,7 @@ class Outcome:
     seconds: float = 0.0
     losses: list[float] = field(default_factory=list)
     evals: list[tuple[int, float]] = field(default_factory=list)
+    rungs: dict[int, float] = field(default_factory=dict)
     peak_bytes: int = 0
     early: str | None = None
     stopped: str | None = None
@@ -80,7 +82,8 @@ class Lane:
     Attributes:
         measure: the metric that the best checkpoint is chosen by, of the subject as it is; None: the loss.
         state: what `Record.save` was given, with the `rows` noted up to then; None: from the start.
-        until: the step to pause after; None: train to the last.
+        until: the step to pause after, with the loss that it came to there; None: train to the last.
+        ends: what is `until` is its last step.
         outcome: what it came to so far.
     """
 
@@ -93,6 +96,7 @@ class Lane:
     measure: Callable[[], float] | None = None
     state: Mapping[str, Any] | None = None
     until: int | None = None
+    ends: bool = False
     outcome: Outcome = field(default_factory=Outcome)
 
     def open(self) -> None:
@@ -100,6 +104,7 @@ class Lane:
         self.best = Best(self.measure is not None)
         self.device = next(self.subject.model.parameters()).device
         self.evaluated = -1  # the last step after which there was an evaluation
+        self.paused = False  # whatever step it is at
         self.half = False  # an optimizer step is under way, and has changed some of the numbers
         self.saved, self.saving = (
             time.monotonic(),
@@ -127,7 +132,7 @@ class Lane:
         """Whether there is no further step to make: the last was made, or enough evaluations were no better."""
         outcome = self.outcome
         last = self.settings.steps if self.until is None else min(self.settings.steps, self.until)
-        if outcome.stopped or outcome.steps >= last:
+        if outcome.stopped or self.paused or outcome.steps >= last:
             return True
         patience = self.settings.patience
         if not patience or self.best.stale < patience:
@@ -217,18 +222,30 @@ class Lane:
     @property
     def due(self) -> bool:
         """Whether there should be an evaluation now."""
+        return self.evaluated < self.outcome.steps and (self._of_its_own or self._at_rung)
+
+    @property
+    def _of_its_own(self) -> bool:
+        """Whether it would be evaluated now if nobody paused it; the last step of one that ends here is such a one."""
         steps = self.outcome.steps
-        return self.evaluated < steps and (self.settings.evaluates(steps) or steps == self.until)
+        return self.settings.evaluates(steps) or (self.ends and steps == self.until)
+
+    @property
+    def _at_rung(self) -> bool:
+        return self.outcome.steps == self.until and self.until not in self.outcome.rungs
 
     def metric(self, loss: float | None) -> float | None:
         """The metric of the subject as it is; None where none decides, or there is no use in answering."""
-        if self.measure is None or loss is None or not math.isfinite(loss):
+        if self.measure is None or loss is None or not math.isfinite(loss) or not self._of_its_own:
             return None
         with self.subject.using():
             return self.measure()
 
     def judge(self, loss: float | None, metric: float | None) -> None:
         """Note an evaluation; after every step but the start, what is trained is kept.
+
+        Where it is due from outside alone, the loss and a state are kept and nothing else: a run that is paused comes to
+        what it would have come to without.
 
         Args:
             loss: on the validation data; None where there are none.
@@ -239,6 +256,12 @@ class Lane:
         """
         step = self.outcome.steps
         row: dict[str, Any] = {"step": step, "epoch": self._epoch()}
+        if not self._of_its_own:
+            if loss is not None:
+                self.record.metrics(row | {"rung_loss": self._finite(step, loss)})
+                self.outcome.rungs[step] = loss
+            self.save()
+            return
         if loss is not None:
             row |= self._judged(step, loss, metric)
             self.outcome.evals.append((step, row["eval_loss"]))
@@ -257,17 +280,26 @@ class Lane:
 
     def _judged(self, step: int, loss: float, metric: float | None) -> dict[str, float]:
         """The loss on the validation data, and the metric where one decides."""
-        if not math.isfinite(loss):
-            raise TrainingError(
-                f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate"
-            )
-        found = {"eval_loss": loss}
+        found = {"eval_loss": self._finite(step, loss)}
         said = f"validation loss {loss:.4f}"
         if metric is not None:
             found["eval_metric"] = metric
             said += f", {self.settings.keep_best} {metric:.4f}"
         self.reporter.note(f"{said} after step {step}" if step else f"{said} before training")
         return found
+
+    def _finite(self, step: int, loss: float) -> float:
+        if not math.isfinite(loss):
+            raise TrainingError(
+                f"step {step}: the loss on the validation data is {loss}", "lower --learning-rate"
+            )
+        return loss
+
+    def pause(self) -> None:
+        """Make no further step now; what it has come to is kept, so that it can be gone on with."""
+        self.paused = True
+        if self.outcome.steps and not self.outcome.stopped:
+            self.save()
 
     @property
     def should_save(self) -> bool:
@@ -312,6 +344,7 @@ class Lane:
             seconds=state["seconds"],
             losses=[row["loss"] for row in state["rows"] if "loss" in row],
             evals=[(row["step"], row["eval_loss"]) for row in state["rows"] if "eval_loss" in row],
+            rungs={row["step"]: row["rung_loss"] for row in state["rows"] if "rung_loss" in row},
             peak_bytes=state["peak_bytes"],
         )
 

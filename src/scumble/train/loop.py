@@ -35,7 +35,7 @@ class Trainer:
         resident: lanes that are trained at once, at most.
         together: lanes whose rows are computed at once; None: on a GPU as many as there is memory for, else one.
         over: told of each lane that ends, as it does.
-        deadline: by `time.monotonic`, after which all lanes are evaluated and leave, and none begins.
+        deadline: by `time.monotonic`, after which all lanes are paused where they are, and none begins.
         total: steps of all lanes, for the progress bar; None: those of the lanes that begin at once.
 
     Attributes:
@@ -124,12 +124,11 @@ class Trainer:
             self.stop.heed()
             self._step(steppers[first : first + many])
         self.company.forget()
-        if self._late:
-            for lane in self.live:
-                lane.until = lane.outcome.steps
         self._evaluate([lane for lane in self.live if lane.outcome.steps])
         for lane in list(self.live):
-            if lane.evaluated < lane.outcome.steps and lane.should_save:
+            if self._late and not lane.over():
+                self._guarded(lane, lane.pause)
+            elif lane.evaluated < lane.outcome.steps and lane.should_save:
                 self._guarded(lane, lane.save)
 
     def _step(self, lanes: Sequence[Lane]) -> None:
@@ -155,13 +154,15 @@ class Trainer:
     def _evaluate(self, lanes: Sequence[Lane]) -> None:
         """The loss on the validation data of those that are due."""
         due = [lane for lane in lanes if lane.due]
-        asks = [(lane.engine, lane.validation) for lane in due]
-        losses: list[float | None] = []
-        if any(lane.validation for lane in due):
+        known = [lane.outcome.rungs.get(lane.outcome.steps) for lane in due]
+        asks = [(lane.engine, lane.validation) for lane, loss in zip(due, known, strict=True) if loss is None]
+        losses: list[float | None] = [None] * len(asks)
+        if any(validation for _, validation in asks):
             with self.stop.at_once():
                 losses = self.company.losses(asks)
-        for lane, loss in zip(due, losses or [None] * len(due), strict=True):
-            self._guarded(lane, partial(self._judge, lane, loss))
+        found = iter(losses)
+        for lane, loss in zip(due, known, strict=True):
+            self._guarded(lane, partial(self._judge, lane, next(found) if loss is None else loss))
 
     def _judge(self, lane: Lane, loss: float | None) -> None:
         with self.stop.at_once():

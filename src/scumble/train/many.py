@@ -49,7 +49,7 @@ class Trial:
         options: fields of `TrainOptions`.
         data: what it is trained on, where that is not what the others are.
         lora: a `LoraSpec` or `peft.LoraConfig` instead of rank, alpha, targets and so on.
-        until: the step to pause after; None: train to the last.
+        until: the step to pause after, with the loss it came to there; None: train to the last.
         end: where it has come to `until`, end it there for good, for this reason.
     """
 
@@ -69,7 +69,8 @@ class Trained:
         trial: which.
         run: its run; None where it is paused, or broke off.
         steps: optimizer steps made.
-        loss: the best on the validation data so far; None where there was no evaluation.
+        loss: the best on the validation data so far, where it is paused that at `until` among them; None where there
+            was no evaluation.
         seconds: of training.
         failed: why it broke off and what to do, in one line; None where it did not.
     """
@@ -112,7 +113,7 @@ def train_many(
         ended: told of each trial that is finished, paused or broken off, with its number, as it is.
         resident: adapters in training at once, at most; None: as many as there is memory for.
         together: adapters whose rows are computed at once; None: as `Trainer` has it.
-        deadline: by `time.monotonic`, after which all are evaluated and paused, and none is begun.
+        deadline: by `time.monotonic`, after which all are paused, and none is begun.
 
     Returns:
         What came of each, in the order given; those that were not begun are paused at step 0.
@@ -246,7 +247,7 @@ class _Many:
                 examples_in_report=0,
                 told=False,
             )
-            begun.lane.until = trial.until
+            begun.lane.until, begun.lane.ends = trial.until, trial.end is not None
             self._begun[id(begun.lane)] = (number, begun)
             yield begun.lane
 
@@ -267,7 +268,9 @@ class _Many:
         if outcome.stopped and outcome.stopped.startswith("stopped by"):
             failed = None  # by somebody, who will go on with it
         losses = [loss for step, loss in outcome.evals if step]
-        best = min(losses) if losses else None
+        if run is None:
+            losses += outcome.rungs.values()
+        best = min(losses, default=None)
         self._end(number, Trained(trial, run, outcome.steps, best, outcome.seconds, failed))
 
     def _end(self, number: int, trained: Trained) -> None:

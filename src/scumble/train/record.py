@@ -10,7 +10,8 @@ import json
 import os
 import platform
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from datetime import UTC, datetime
 from importlib import metadata
 from pathlib import Path
@@ -52,7 +53,7 @@ class RunRecord:
         """The record of a new run; the folder appears whole, with the facts in it, and replaces an old one only now."""
         refuse_existing(folder, force=force)
         facts = {"scumble": metadata.version("scumble"), "started": _now(), **facts, **machine()}
-        with new_folder(folder, force=force) as temporary:
+        with unused(folder), new_folder(folder, force=force) as temporary:
             (temporary / CHECKPOINTS).mkdir()
             (temporary / "run.json").write_text(_json(facts), encoding="utf-8")
             (temporary / METRICS).touch()
@@ -195,6 +196,26 @@ class RunRecord:
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
 
 
+@contextmanager
+def held(folder: Path) -> Iterator[None]:
+    """Keep other processes from training into a folder in the body of a `with`.
+
+    Raises:
+        OutputError: one does.
+    """
+    handle = locked(folder)
+    try:
+        yield
+    finally:
+        if handle is not None:
+            os.close(handle)
+
+
+def unused(folder: Path) -> AbstractContextManager[None]:
+    """What is to be replaced in the body of a `with`: where it is there already, no other process trains into it."""
+    return held(folder) if folder.is_dir() else nullcontext()
+
+
 def locked(folder: Path) -> int | None:
     """Keep other processes from training into a folder while this one does; the lock goes with the process.
 
@@ -208,7 +229,10 @@ def locked(folder: Path) -> int | None:
         import fcntl
     except ImportError:
         return None
-    handle = os.open(folder, os.O_RDONLY)
+    try:
+        handle = os.open(folder, os.O_RDONLY)
+    except OSError:  # what cannot be read is found out by who reads it
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError as error:

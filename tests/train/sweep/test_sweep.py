@@ -16,12 +16,15 @@ from scumble.errors import (
     ConfigError,
     MissingExtraError,
     MissingFileError,
+    OutputError,
     OutputExistsError,
     ScumbleError,
     TrainingError,
 )
 from scumble.lora.bank import Bank
+from scumble.train.loop import Trainer
 from scumble.train.many import Trial, train_many
+from scumble.train.record import held
 from scumble.train.run import train
 from scumble.train.sweep.sweep import sweep
 from tests.bases import letters_tokenizer, make_letters_base, sums
@@ -162,7 +165,7 @@ def test_halving_ends_the_worst_and_says_why(swept, tmp_path):
     assert [trial.steps for trial in done.trials if trial.state == "ended"].count(2) == 2
     for trial in done.trials:
         if trial.state == "ended":
-            assert trial.reason.startswith("halving: loss ")
+            assert trial.reason.startswith("halving: the lowest loss up to step ")
             run = json.loads((tmp_path / "sweep" / "trials" / trial.name / "run.json").read_text())
             assert run["result"]["early"] == trial.reason
     winner = next(trial for trial in done.trials if trial.state == "finished")
@@ -182,6 +185,18 @@ def test_the_winner_of_halving_is_what_it_is_alone(swept, base, tmp_path):
     train(sums(16), out=tmp_path / "alone", base=base, quiet=True, **how)
     ours = tmp_path / "sweep" / "trials" / winner.name / "adapter" / "adapter_model.safetensors"
     assert ours.read_bytes() == (tmp_path / "alone" / "adapter" / "adapter_model.safetensors").read_bytes()
+
+
+def test_rungs_decide_nothing_within_a_trial(swept, base, tmp_path):
+    how = {"max_steps": 12, "eval_every": 4, "patience": 1}
+    done = swept(rank=[2, 4, 8, 16], learning_rate=[0.02, 0.08], halving=True, **how)
+    assert {trial.state for trial in done.trials} == {"finished", "ended"}
+    for trial in done.trials:
+        if trial.state == "finished":
+            alone = train(
+                sums(16), out=tmp_path / trial.name, base=base, quiet=True, **{**HOW, **how, **trial.settings}
+            )
+            assert (trial.steps, trial.loss) == (alone.steps, alone.loss["best_eval"])
 
 
 def test_one_that_diverges_does_not_end_the_others(swept, capsys):
@@ -247,6 +262,20 @@ def test_a_budget_pauses_all_and_the_rest_is_made_later(swept, tmp_path):
     done = swept(resume=True)
     assert done.complete
     assert [trial.loss for trial in done.trials] == [trial.loss for trial in whole.trials]
+    assert without_times(tmp_path / "sweep") == without_times(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("halving", [True, False])
+@pytest.mark.parametrize("steps", [2, 3, 5])
+def test_out_of_its_budget_in_the_middle_it_comes_to_the_same(swept, tmp_path, monkeypatch, steps, halving):
+    how = {"rank": [2, 8], "learning_rate": [0.02, 0.08], "halving": halving}
+    how |= {"max_steps": 12, "eval_every": 4, "patience": 1}
+    swept(out=tmp_path / "whole", **how)
+    with monkeypatch.context() as patch:
+        late = lambda self: any(lane.outcome.steps >= steps for lane in self.live)  # noqa: E731
+        patch.setattr(Trainer, "_late", property(late))
+        assert not swept(**how).complete
+    assert swept(resume=True, **how).complete
     assert without_times(tmp_path / "sweep") == without_times(tmp_path / "whole")
 
 
@@ -369,6 +398,15 @@ def test_what_exists_is_not_replaced_without_force(swept, tmp_path):
     with pytest.raises(ConfigError, match="--resume and --force"):
         swept(rank=[2, 4], resume=True, force=True)
     assert swept(rank=[2, 4], max_steps=1, force=True).complete
+
+
+@pytest.mark.parametrize("how", [{"force": True, "rank": [2, 4]}, {"resume": True}])
+def test_a_sweep_that_another_trains_is_left_alone(swept, tmp_path, how):
+    swept(rank=[2, 4])
+    before = (tmp_path / "sweep" / "sweep.json").read_bytes()
+    with held(tmp_path / "sweep"), pytest.raises(OutputError, match="another process is training into"):
+        swept(**how)
+    assert (tmp_path / "sweep" / "sweep.json").read_bytes() == before
 
 
 def test_a_damaged_journal_is_refused(swept, tmp_path):

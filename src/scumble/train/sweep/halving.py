@@ -61,4 +61,4 @@ def going_on(losses: Mapping[int, float | None], eta: int) -> list[int]:
 
 def reason(step: int, loss: float, place: int, of: int, kept: int) -> str:
     """Why a setting was ended, in one line."""
-    return f"halving: loss {loss:.4f} after step {step} was number {place} of {of}, and {kept} went on"
+    return f"halving: the lowest loss up to step {step}, {loss:.4f}, was number {place} of {of}, and {kept} went on"

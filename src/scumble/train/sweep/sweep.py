@@ -8,6 +8,7 @@ from __future__ import annotations
 import os
 import shlex
 from collections.abc import Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -19,7 +20,7 @@ from scumble.errors import ConfigError, TrainingError
 from scumble.files import refuse_existing, write_text
 from scumble.models.base import Base
 from scumble.progress import Reporter
-from scumble.train.record import locked
+from scumble.train.record import held, unused
 from scumble.train.sweep.asked import DRAWN, Asked
 from scumble.train.sweep.ground import SweepGround
 from scumble.train.sweep.halving import shares, steps_at
@@ -132,7 +133,26 @@ def sweep(
     folder = Path(out).expanduser()
     begun = resume and os.path.lexists(folder)
     asked = Asked.of(options, config, None if isinstance(base, Base) else base, whole=not begun)
-    journal = Journal.opened(folder) if begun else None
+    with ExitStack() as stack:
+        if begun:
+            stack.enter_context(held(folder))  # before what there is is read
+        journal = Journal.opened(folder) if begun else None
+        return _swept(data, base, config, asked, journal, folder, stack, force=force, quiet=quiet)
+
+
+def _swept(
+    data: Any,
+    base: Base | str | None,
+    config: str | Path | None,
+    asked: Asked,
+    journal: Journal | None,
+    folder: Path,
+    stack: ExitStack,
+    *,
+    force: bool,
+    quiet: bool,
+) -> Sweep:
+    """Begin the sweep, or go on with that of a journal."""
     reporter = LiveReporter(quiet=quiet)
     deadline = late(asked.options.budget)
     if journal is not None:
@@ -148,13 +168,10 @@ def sweep(
     tpe = Tpe(asked.space, asked.options.trials or DRAWN) if asked.options.search == "tpe" else None
     ground = SweepGround.of(data, asked, base if isinstance(base, Base) else None, reporter)
     if journal is None:
-        journal = Journal.begun(folder, asked, ground.facts(), _planned(asked, ground), force=force)
-    lock = locked(folder)
-    try:
-        return _run(data, journal, ground, reporter, deadline, tpe)
-    finally:
-        if lock is not None:
-            os.close(lock)
+        with unused(folder):
+            journal = Journal.begun(folder, asked, ground.facts(), _planned(asked, ground), force=force)
+            stack.enter_context(held(folder))
+    return _run(data, journal, ground, reporter, deadline, tpe)
 
 
 def _run(
