@@ -28,7 +28,7 @@ def test_the_interval_over_seeds_holds_the_truth_as_often_as_it_says():
         chance = 1 / (1 + np.exp(-(seeds[:, None] + examples)))
         low, high = interval((rng.random(chance.shape) < chance).astype(float).tolist())
         held += low <= 0.5 <= high  # by symmetry
-    # a bootstrap of 12 seeds is a little narrow; of 60 rounds at 93 %, 49 or fewer have a chance below 1 %
+    # of 60 rounds at 93 %, 49 or fewer have a chance below 1 %
     assert held > 49
 
 

@@ -51,7 +51,7 @@ class Tpe:
         while len(found) < min(ROUND, self.left) and missed < _AGAIN:
             trial = self._study.ask()
             drawn = {name: self._suggested(trial, name) for name in self.space.axes}
-            key = repr(drawn)
+            key = self.space.key(drawn)
             if key in self._known:
                 self._tell(trial, self._known[key])  # what is tried already is not trained again
                 missed += 1
@@ -66,7 +66,7 @@ class Tpe:
     def tell(self, results: Mapping[int, float | None], combinations: list[Combination]) -> None:
         """What came of a round: of each of its settings what should be low; None where it failed."""
         for place, combination in enumerate(combinations):
-            key, value = repr(combination), results[place]
+            key, value = self.space.key(combination), results[place]
             self._known[key] = value
             self._tell(self._asked.pop(key), value)
 
