@@ -47,4 +47,5 @@ def test_a_run_needs_a_step_for_each_rung():
 
 
 def test_the_reason_is_one_line():
-    assert reason(8, 0.51234, 3, 4, 2) == "halving: loss 0.5123 after step 8 was number 3 of 4, and 2 went on"
+    said = "halving: the lowest loss up to step 8, 0.5123, was number 3 of 4, and 2 went on"
+    assert reason(8, 0.51234, 3, 4, 2) == said
