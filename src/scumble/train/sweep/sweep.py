@@ -133,45 +133,28 @@ def sweep(
     folder = Path(out).expanduser()
     begun = resume and os.path.lexists(folder)
     asked = Asked.of(options, config, None if isinstance(base, Base) else base, whole=not begun)
+    reporter, deadline = LiveReporter(quiet=quiet), late(asked.options.budget)
+    given = base if isinstance(base, Base) else None
     with ExitStack() as stack:
         if begun:
-            stack.enter_context(held(folder))  # before what there is is read
-        journal = Journal.opened(folder) if begun else None
-        return _swept(data, base, config, asked, journal, folder, stack, force=force, quiet=quiet)
-
-
-def _swept(
-    data: Any,
-    base: Base | str | None,
-    config: str | Path | None,
-    asked: Asked,
-    journal: Journal | None,
-    folder: Path,
-    stack: ExitStack,
-    *,
-    force: bool,
-    quiet: bool,
-) -> Sweep:
-    """Begin the sweep, or go on with that of a journal."""
-    reporter = LiveReporter(quiet=quiet)
-    deadline = late(asked.options.budget)
-    if journal is not None:
-        asked.check_same(journal.asked, folder)
-        if journal.complete and not journal.unmarked():
-            reporter.note(f"the sweep in {folder} is finished")
-            return _result(journal)
-    else:
-        fixed = asked.space.fixed
-        reads = (data, config, *(fixed.get(name) for name in ("eval", "base", "template", "from_")))
-        refuse_existing(folder, force=force, inputs=reads)
-    asked = journal.asked if journal else asked
-    tpe = Tpe(asked.space, asked.options.trials or DRAWN) if asked.options.search == "tpe" else None
-    ground = SweepGround.of(data, asked, base if isinstance(base, Base) else None, reporter)
-    if journal is None:
-        with unused(folder):
-            journal = Journal.begun(folder, asked, ground.facts(), _planned(asked, ground), force=force)
-            stack.enter_context(held(folder))
-    return _run(data, journal, ground, reporter, deadline, tpe)
+            stack.enter_context(held(folder))  # before it is read what there is
+            journal = Journal.opened(folder)
+            asked.check_same(journal.asked, folder)
+            if journal.complete and not journal.unmarked():
+                reporter.note(f"the sweep in {folder} is finished")
+                return _result(journal)
+            tpe = _tpe(journal.asked)
+            ground = SweepGround.of(data, journal.asked, given, reporter)
+        else:
+            fixed = asked.space.fixed
+            reads = (data, config, *(fixed.get(name) for name in ("eval", "base", "template", "from_")))
+            refuse_existing(folder, force=force, inputs=reads)
+            tpe = _tpe(asked)
+            ground = SweepGround.of(data, asked, given, reporter)
+            with unused(folder):
+                journal = Journal.begun(folder, asked, ground.facts(), _planned(asked, ground), force=force)
+                stack.enter_context(held(folder))
+        return _run(data, journal, ground, reporter, deadline, tpe)
 
 
 def _run(
@@ -182,6 +165,7 @@ def _run(
     deadline: float | None,
     tpe: Tpe | None,
 ) -> Sweep:
+    """Train what is left, mark it, and write it down."""
     journal.check_ground(ground.facts())
     journal.clear()
     _announce(journal, reporter)
@@ -196,6 +180,11 @@ def _run(
             f"the budget is spent: {over} of {over + journal.left} trials are over; go on with --resume"
         )
     return _result(journal)
+
+
+def _tpe(asked: Asked) -> Tpe | None:
+    """The search by results, where that is asked for."""
+    return Tpe(asked.space, asked.options.trials or DRAWN) if asked.options.search == "tpe" else None
 
 
 def _planned(asked: Asked, ground: SweepGround) -> list[SweepTrial]:
