@@ -1,7 +1,7 @@
 """Eight adapters at once against the same eight one after the other, and against PEFT with the Trainer one after the other.
 
     python bench/sweep.py [--data cron] [--steps 12] [--batch 16] [--rounds 1] [--layers all|upper] [--together N]
-                           [--sides together,alone,peft] [--base BASE]
+                           [--sides together alone peft] [--base BASE]
     python bench/sweep.py --memory
 
 Each side is what its user would start: ours at once is one process that trains eight adapters, ours alone is eight
@@ -62,7 +62,7 @@ def main() -> None:
     if options.memory:
         memory(options)
         return
-    sides = options.sides.split(",")
+    sides = options.sides
     found: dict[str, list[dict[str, Any]]] = {side: [] for side in sides}
     for _ in range(options.rounds):
         for side in sides:
@@ -78,11 +78,11 @@ def main() -> None:
                 }
             )
             print(f"{NAMES[side]}: {found[side][-1]}", flush=True)
-    best = {side: min(each["seconds"] for each in rounds) for side, rounds in found.items()}
-    for side in sides[1:]:
-        print(f"time of ours at once over {NAMES[side]}: {best['together'] / best[side]:.2f}")
-    peaks = {side: min(each["peak"] for each in rounds) for side, rounds in found.items()}
-    print(f"memory of training, at once over alone: {peaks['together'] / peaks['alone']:.2f}")
+    first = sides[0]
+    for what, name in (("seconds", "time"), ("peak", "memory of training")):
+        best = {side: min(each[what] for each in rounds) for side, rounds in found.items()}
+        for side in sides[1:]:
+            print(f"{name} of {NAMES[first]} over {NAMES[side]}: {best[first] / best[side]:.2f}")
 
 
 def memory(options: argparse.Namespace) -> None:
@@ -266,7 +266,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--layers", choices=["all", "upper"], default="all")
     parser.add_argument("--together", type=int, default=None, help="adapters whose rows are computed at once")
-    parser.add_argument("--sides", default="together,alone,peft")
+    parser.add_argument("--sides", nargs="+", choices=list(NAMES), default=list(NAMES))
     parser.add_argument("--memory", action="store_true")
     parser.add_argument("--base", default=None)
     parser.add_argument("--worker", choices=list(WORKERS), help=argparse.SUPPRESS)
