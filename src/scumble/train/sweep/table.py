@@ -108,7 +108,8 @@ def live_table(journal: Journal, far: Mapping[str, Mapping[str, Any]], rows: int
     for trial in shown[:rows]:
         found = far.get(trial.name, {})
         step = found.get("step", trial.steps)
-        loss, judged = found.get("loss"), trial.loss if trial.over else found.get("eval_loss")
+        loss = found.get("loss")
+        judged = trial.loss if trial.over else found.get("eval_loss", found.get("rung_loss"))
         table.add_row(
             Text(trial.name),
             f"{step}/{trial.of}",
