@@ -18,6 +18,7 @@ import scumble
 from scumble.errors import ConfigError, MissingFileError, OutputError, ScumbleError, TrainingError
 from scumble.models.base import Base
 from scumble.train.engine import Engine
+from scumble.train.record import RunRecord
 from scumble.train.result import Run
 from tests.bases import letters_model, letters_tokenizer, make_letters_base, sums
 from tests.train.test_loop import break_loss
@@ -352,6 +353,14 @@ def test_killed_at_20_random_moments(tmp_path: Path, whole: Run) -> None:
     print(f"{after_first} after the first checkpoint, {writes} in the middle of a write")
     assert after_first >= 15
     assert writes >= 2
+
+
+def test_killed_after_its_report_a_run_is_tidied_when_it_is_gone_on_with(tmp_path: Path, whole: Run) -> None:
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(RunRecord, "over", lambda self: None)
+        train(tmp_path / "run")
+    assert states(tmp_path / "run")
+    assert_same(train(tmp_path / "run", resume=True), whole)
 
 
 def test_the_record_of_a_run_is_json(whole: Run) -> None:

@@ -164,10 +164,7 @@ class RunRecord:
 
     def _rotate(self, steps: set[int | None]) -> None:
         """Remove the folders of other steps than these and the last one."""
-        kept = {self._path(step) for step in steps if step is not None}
-        for path in sorted((self.folder / CHECKPOINTS).glob("step-*"))[:-1]:
-            if path not in kept:
-                shutil.rmtree(path)
+        _rotate(self.folder / CHECKPOINTS, {self._path(step).name for step in steps if step is not None})
 
     def _wrong(self, state: State) -> str | None:
         """What of a checkpoint is not there any more, or not as it was."""
@@ -194,6 +191,21 @@ class RunRecord:
         for path in [*self.folder.glob(".*"), *(self.folder / CHECKPOINTS).glob(".*")]:
             if path.name.startswith((*names, ".step-", ".state-")):
                 shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def tidied(folder: Path, best: int | None) -> None:
+    """Remove what a run would have gone on from, which was killed after its report and before it did so itself."""
+    checkpoints = folder / CHECKPOINTS
+    if checkpoints.is_dir() and (handle := locked(folder)) is not None:
+        remove_states(checkpoints)
+        _rotate(checkpoints, {f"step-{best:06d}"} if best is not None else set())
+        os.close(handle)
+
+
+def _rotate(checkpoints: Path, kept: set[str]) -> None:
+    for path in sorted(checkpoints.glob("step-*"))[:-1]:
+        if path.name not in kept:
+            shutil.rmtree(path)
 
 
 @contextmanager

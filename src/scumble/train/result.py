@@ -14,6 +14,7 @@ from typing import Any
 from scumble.errors import NotSupportedError
 from scumble.files import write_text
 from scumble.train.lane import Outcome
+from scumble.train.record import tidied
 from scumble.train.report import render_report
 from scumble.train.resume import Earlier
 
@@ -96,6 +97,7 @@ class Run:
 def finished_run(earlier: Earlier) -> Run:
     """A run that came to its end, from what it wrote down."""
     found, folder = earlier.facts["result"], earlier.folder
+    tidied(folder, found.get("best_step"))
     result = folder / ("model" if earlier.options.method == "full" else "adapter")
     figures = (
         found.get(name) for name in ("steps", "tokens", "seconds", "loss", "peak_bytes", "best_step", "early")
