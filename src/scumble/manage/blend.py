@@ -77,18 +77,13 @@ def blend(
         learned = _learned(parts, base, learn, settings, reporter)
         parts = [_weighted(part, place, learned) for place, part in enumerate(parts)]
         _tell_what_was_learned(parts, learned, reporter)
-    recipe = Recipe(
-        **{name: getattr(settings, name) for name in ("method", "rank", "density", "seed")},
-        normalize=settings.normalize,
-        interpolate=settings.interpolate,
-    )
     with contextlib.ExitStack() as stack:
         tensors = None
         if needs_base(parts, settings.interpolate):
             named = base.name if isinstance(base, Base) else base
             tensors = stack.enter_context(open_checkpoint(_named_base(parts, named)))
             check_base(parts, tensors)
-        found: Blended = blend_parts(parts, recipe, tensors)
+        found: Blended = blend_parts(parts, _recipe(settings), tensors)
         _tell_of_nothing(found, reporter)
         _tell_of_conversion(parts, reporter)
         made_from = _made_from(parts, places, settings, learned)
@@ -96,6 +91,12 @@ def blend(
         if learned is not None:
             curve[CURVE] = curve_svg(replace(learned, names=[part.title for part in parts]))
         return write_blended(found, folder, made_from, RECORD, force=force, reporter=reporter, beside=curve)
+
+
+def _recipe(settings: BlendOptions) -> Recipe:
+    """What the mathematics is told of the options."""
+    names = ("method", "rank", "density", "seed", "normalize", "interpolate")
+    return Recipe(**{name: getattr(settings, name) for name in names})
 
 
 def _made_from(

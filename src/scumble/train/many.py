@@ -34,7 +34,9 @@ from scumble.train.opening import beginning_of
 from scumble.train.result import Run, finished_run
 from scumble.train.settings import settle
 
-_STATE = 16  # bytes that a trained number takes: itself, its gradient, and AdamW's two moments, in fp32
+BYTES_PER_NUMBER = (
+    16  # bytes that a trained number takes: itself, its gradient, and AdamW's two moments, in fp32
+)
 _SHARE = 0.3  # of the free memory that those may take; the rest is for activations
 _READ = ("eval", "format", "template", "train_on", "max_length")  # options that decide what is read
 _ONE = ("method", "base", "dtype", "device")  # options that all trials have in common
@@ -323,7 +325,7 @@ def _room_for(jobs: Sequence[Job], bank: Bank, ground: Ground) -> int:
     free = free_bytes(ground.base.device)
     if free is None:
         return len(jobs)
-    sizes = sorted((_STATE * _numbers(job, bank, ground) for job in jobs), reverse=True)
+    sizes = sorted((BYTES_PER_NUMBER * _numbers(job, bank, ground) for job in jobs), reverse=True)
     fits, taken = 0, 0
     for size in sizes:
         taken += size

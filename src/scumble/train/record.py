@@ -160,11 +160,11 @@ class RunRecord:
             self._lock = None
 
     def _path(self, step: int) -> Path:
-        return self.folder / CHECKPOINTS / f"step-{step:06d}"
+        return self.folder / CHECKPOINTS / _name(step)
 
     def _rotate(self, steps: set[int | None]) -> None:
         """Remove the folders of other steps than these and the last one."""
-        _rotate(self.folder / CHECKPOINTS, {self._path(step).name for step in steps if step is not None})
+        _rotate(self.folder / CHECKPOINTS, {_name(step) for step in steps if step is not None})
 
     def _wrong(self, state: State) -> str | None:
         """What of a checkpoint is not there any more, or not as it was."""
@@ -196,10 +196,14 @@ class RunRecord:
 def tidied(folder: Path, best: int | None) -> None:
     """Remove what a run would have gone on from, which was killed after its report and before it did so itself."""
     checkpoints = folder / CHECKPOINTS
-    if checkpoints.is_dir() and (handle := locked(folder)) is not None:
-        remove_states(checkpoints)
-        _rotate(checkpoints, {f"step-{best:06d}"} if best is not None else set())
-        os.close(handle)
+    if checkpoints.is_dir():
+        with held(folder):
+            remove_states(checkpoints)
+            _rotate(checkpoints, set() if best is None else {_name(best)})
+
+
+def _name(step: int) -> str:
+    return f"step-{step:06d}"
 
 
 def _rotate(checkpoints: Path, kept: set[str]) -> None:

@@ -8,7 +8,6 @@ Every step asks the state first what is there already, so that a run that was cu
 from __future__ import annotations
 
 import math
-import os
 import shlex
 import shutil
 from contextlib import ExitStack
@@ -42,7 +41,7 @@ from scumble.lab.lesson.verdicts import judge
 from scumble.models.base import Base, load_base
 from scumble.pages.render import duration
 from scumble.progress import Reporter
-from scumble.train.record import locked
+from scumble.train.record import held
 
 PAGE, PICTURES = "lesson.html", "pictures"
 
@@ -219,7 +218,7 @@ def _state(
 ) -> State:
     """What was found before, or nothing yet in a new folder, which is held until `locks` is closed."""
     if resume and folder.exists():
-        _lock(folder, locks)
+        locks.enter_context(held(folder))
         state = State.read(folder)
         told = any(value is not None for value in given.values())
         if (quick and state.asked["name"] != "quick") or (told and state.asked != State(folder, asked).asked):
@@ -231,18 +230,11 @@ def _state(
         return state
     refuse_existing(folder, force=force)
     if folder.exists():
-        _lock(folder, locks)  # it is not replaced while another process works in it
+        locks.enter_context(held(folder))  # it is not replaced while another process works in it
     with new_folder(folder, force=force) as temporary:
-        _lock(temporary, locks)  # and stays locked under its new name
+        locks.enter_context(held(temporary))  # and stays locked under its new name
         State(temporary, asked).save()
     return State(folder, asked)
-
-
-def _lock(folder: Path, locks: ExitStack) -> None:
-    """No other process works in a folder until `locks` is closed."""
-    handle = locked(folder)
-    if handle is not None:
-        locks.callback(os.close, handle)
 
 
 def _check_base(state: State, base: Base) -> None:

@@ -23,14 +23,13 @@ from scumble.errors import ConfigError, TrainingError
 from scumble.lora.bank import Bank
 from scumble.models.threads import threads_for, with_threads
 from scumble.progress import Reporter
-from scumble.train.many import Trained, Trial, train_many
+from scumble.train.many import BYTES_PER_NUMBER, Trained, Trial, train_many
 from scumble.train.sweep.ground import SweepGround
 from scumble.train.sweep.halving import going_on, reason, shares, steps_at
 from scumble.train.sweep.journal import SCORE, Journal
 from scumble.train.sweep.tpe import Tpe
 from scumble.train.sweep.trials import State, trials_of
 
-_STATE = 16  # bytes that a trained number takes: itself, its gradient and two moments, in fp32
 _HALVED = "halving: "
 
 
@@ -237,7 +236,7 @@ class Running:
             steps=trained.steps,
             loss=trained.loss,
             parameters=parameters,
-            memory=_STATE * parameters,
+            memory=BYTES_PER_NUMBER * parameters,
             bytes=facts["adapter"]["bytes"] if trained.run is not None else None,
             seconds=round(trained.seconds, 3),
             reason=why,
